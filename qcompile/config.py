@@ -1,0 +1,136 @@
+"""What a user may ask of :func:`qcompile.transform`: frozen dataclasses, checked when made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from qcompile.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+
+FORMS = ("T1", "T1L", "T2", "T3", "T4", "T1_2", "T2_4", "Quadra")
+"""Names of the quadratic neurons, see :mod:`qcompile.nn.quadratic` for their formulas."""
+
+FAMILIES = ("simhash", "dwta")
+"""Names of the locality-sensitive hash families."""
+
+POLICIES = ("fifo", "reservoir")
+"""What a full bucket does with one more neuron."""
+
+INITS = ("auto", "preserve", "kaiming")
+
+
+def choose(what: str, value: Any, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``known``.
+
+    Raises:
+        ConfigurationError: ``value`` is unknown; the message suggests the nearest name.
+    """
+    names = tuple(known)
+    if value in names:
+        return str(value)
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.3)
+    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
+    raise ConfigurationError(f"unknown {what} {value!r}.{hint} Known: {', '.join(names)}.")
+
+
+def canonical_form(name: str) -> str:
+    """Return the canonical name of a quadratic form; the papers' ``T1&2`` is ``T1_2``.
+
+    Raises:
+        ConfigurationError: no form has this name.
+    """
+    return choose("quadratic form", str(name).replace("&", "_"), FORMS)
+
+
+def _positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not value > 0:
+            raise ConfigurationError(f"{where}: {name} must be positive, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """Which layers become quadratic neurons, and how.
+
+    Args:
+        form: one of :data:`FORMS` (``T1&2`` and ``T2&4`` are accepted).
+        init: ``preserve`` keeps the function that the layer computes, exactly, and is an error
+            for forms that cannot; ``kaiming`` starts afresh; ``auto`` preserves where the form
+            can and starts afresh where it cannot.
+        where: modules to rewrite: globs over qualified names, module types, or predicates
+            ``(name, module) -> bool``; one or several. ``None`` means all that are eligible.
+        exclude: modules to leave alone; same kinds of selector; wins over ``where``.
+        memory_limit: bytes that the weights of one T1 layer may take.
+    """
+
+    form: str = "Quadra"
+    init: Literal["auto", "preserve", "kaiming"] = "auto"
+    where: Selector | Iterable[Selector] | None = None
+    exclude: Selector | Iterable[Selector] | None = None
+    memory_limit: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "form", canonical_form(self.form))
+        choose("init", self.init, INITS)
+        _positive("Quadratic", memory_limit=self.memory_limit)
+
+
+@dataclass(frozen=True)
+class LSH:
+    """An output layer whose active neurons are picked by locality-sensitive hashing.
+
+    Defaults suit 10⁴ to 10⁶ outputs over 64 to 512 hidden activations.
+
+    Args:
+        family: ``simhash`` or ``dwta`` (SLIDE, MLSys 2020, section 3).
+        tables: L, the number of hash tables.
+        hashes: K, the hash codes that make one table's key.
+        bucket: neurons that one bucket holds.
+        policy: ``reservoir`` or ``fifo``, for a bucket that is full.
+        active: neurons that an example may activate, its labels included.
+        negatives: uniformly drawn neurons, shared by a batch, corrected by their log-probability.
+        rehash: N₀, optimiser steps before the first re-hash.
+        rehash_decay: λ ≥ 0; re-hash i follows the one before it by N₀·e^{λi} steps.
+        seed: fixes hash functions and sampling.
+        where: the output layer's qualified name or glob; ``None`` finds it.
+        min_outputs: smallest layer that is taken for a huge output layer when searching.
+    """
+
+    family: Literal["simhash", "dwta"] = "dwta"
+    tables: int = 50
+    hashes: int = 6
+    bucket: int = 128
+    policy: Literal["fifo", "reservoir"] = "reservoir"
+    active: int = 1024
+    negatives: int = 512
+    rehash: int = 50
+    rehash_decay: float = 0.1
+    seed: int = 0
+    where: Selector | Iterable[Selector] | None = None
+    min_outputs: int = field(default=4096)
+
+    def __post_init__(self) -> None:
+        choose("hash family", self.family, FAMILIES)
+        choose("bucket policy", self.policy, POLICIES)
+        _positive(
+            "LSH",
+            tables=self.tables,
+            hashes=self.hashes,
+            bucket=self.bucket,
+            active=self.active,
+            rehash=self.rehash,
+            min_outputs=self.min_outputs,
+        )
+        if self.negatives < 0 or not 0 <= self.rehash_decay < 10:
+            raise ConfigurationError(
+                f"LSH: negatives must be ≥ 0 and rehash_decay in [0, 10), "
+                f"got {self.negatives!r} and {self.rehash_decay!r}."
+            )

@@ -1,0 +1,7 @@
+#include "python/module.h"
+
+namespace qcompile {
+
+void bind_index(nanobind::module_&) {}
+
+}  // namespace qcompile

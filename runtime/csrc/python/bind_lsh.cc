@@ -1,0 +1,7 @@
+#include "python/module.h"
+
+namespace qcompile {
+
+void bind_lsh(nanobind::module_&) {}
+
+}  // namespace qcompile

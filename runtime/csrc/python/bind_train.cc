@@ -1,0 +1,7 @@
+#include "python/module.h"
+
+namespace qcompile {
+
+void bind_train(nanobind::module_&) {}
+
+}  // namespace qcompile

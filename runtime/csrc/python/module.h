@@ -1,0 +1,12 @@
+// One function per topic binds that topic's classes and functions into the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace qcompile {
+
+void bind_index(nanobind::module_& module);  // packing and exact scan
+void bind_lsh(nanobind::module_& module);    // hash families, tables, sampling
+void bind_train(nanobind::module_& module);  // sparse softmax, row-wise Adam
+
+}  // namespace qcompile
