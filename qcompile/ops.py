@@ -61,7 +61,7 @@ LINEAR_SOFTMAX = Operator(
 )
 """``softmax(hidden @ weight.T + bias)`` over the last axis; unlikely rows keep their int8 score."""
 
-LINEAR = Operator(name="Linear", inputs=_HEAD_INPUTS, outputs=("scores",))
-"""``hidden @ weight.T + bias``, every score in fp32."""
+LINEAR = Operator(name="Linear", inputs=_HEAD_INPUTS[:3], outputs=("scores",))
+"""``hidden @ weight.T + bias``, every score in fp32, for graphs that hand out the scores."""
 
 OPERATORS = (LINEAR_TOP_K, LINEAR_SOFTMAX, LINEAR)
