@@ -1,0 +1,55 @@
+# `make demo` and `make test` need git, make, a C++ compiler and Python 3.11, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt \
+           $(shell find runtime/csrc -name '*.cc' -o -name '*.h' -o -name '*.map')
+# The pins hold for what the package needs to build as well as for what it needs to run.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint format bench sanitize package versions clean
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h')
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h')
+
+bench: $(VENV)/test.stamp
+	for file in benchmarks/*.py; do $(BIN)/python $$file --json build/$$(basename $$file .py).json; done
+
+# C++ alone, without Python: memory and undefined behaviour first, then data races.
+sanitize: $(VENV)/dev.stamp
+	PATH=$(abspath $(BIN)):$$PATH .ci/sanitize
+
+# The source distribution, the wheel made from it, and an import far from this folder.
+package: $(VENV)/dev.stamp
+	PATH=$(abspath $(BIN)):$$PATH .ci/package
+
+# The one plugin on several releases of onnxruntime.
+versions: $(VENV)/test.stamp
+	$(BIN)/python tests/runtime/onnxruntime_versions.py build/onnxruntime
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: EXTRA = data
+$(VENV)/test.stamp: EXTRA = test
+$(VENV)/dev.stamp: EXTRA = dev
+$(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,7 @@
+"""``python -m qcompile`` is the command ``qcompile``."""
+
+import sys
+
+from qcompile.cli import main
+
+sys.exit(main())

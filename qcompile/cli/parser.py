@@ -1,0 +1,147 @@
+"""Commands and options; nothing here imports what the commands need to run."""
+
+from __future__ import annotations
+
+import argparse
+
+from qcompile import __version__
+from qcompile.config import FAMILIES, FORMS, INITS
+
+SOURCE_HELP = (
+    "model.onnx, model.pt2 (torch.export), package.module:callable that returns a torch module, "
+    "or, with --allow-pickle, a pickled module (.pt, .pth)"
+)
+SHAPE_HELP = (
+    "shape of one example input, dimensions joined by 'x', with the type behind a colon where "
+    "it is not float32: 1x3x224x224, 2x16:int64; once for each input"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="qcompile",
+        description="Quadratic neurons and LSH-sparse output layers: torch in, plain ONNX out.",
+    )
+    parser.add_argument("--version", action="version", version=f"qcompile {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_export(commands)
+    _add_transform(commands)
+    _add_inspect(commands)
+    _add_env(commands)
+    _add_passes(commands)
+    return parser
+
+
+def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    # The module of the same name runs the command; "inspect" would shadow Python's own.
+    parser.set_defaults(module=f"{name}_command")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="SHAPE[:TYPE]", help=SHAPE_HELP
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="load a pickled module, which can run any code: only for files that you trust",
+    )
+
+
+def _add_quadratic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quadratic", metavar="FORM", help=f"substitute quadratic neurons: {', '.join(FORMS)}"
+    )
+    parser.add_argument(
+        "--init",
+        choices=INITS,
+        default="auto",
+        help="preserve: compute what the layer computed; kaiming: start afresh; "
+        "auto (default): preserve where the form can",
+    )
+    parser.add_argument(
+        "--where", action="append", metavar="GLOB", help="only modules whose names match"
+    )
+    parser.add_argument(
+        "--exclude", action="append", metavar="GLOB", help="not the modules whose names match"
+    )
+    parser.add_argument(
+        "--sparse-output",
+        nargs="?",
+        const="dwta",
+        choices=FAMILIES,
+        help="substitute an LSH-sparse output layer of this hash family (default dwta)",
+    )
+
+
+def _add_export(commands) -> None:
+    parser = _command(commands, "export", "Write an ONNX file whose huge output layer is fast.")
+    _add_source(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="default: SOURCE with the ending .qcompile.onnx"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="hand out the K best (scores, ids) instead of all scores",
+    )
+    parser.add_argument(
+        "--min-outputs",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="smallest layer that counts as huge (default 4096)",
+    )
+    parser.add_argument("--node", metavar="NAME", help="the output layer, where several are huge")
+    parser.add_argument(
+        "--inputs", metavar="FILE.npz", help="real inputs to verify with, one array an input"
+    )
+
+
+def _add_transform(commands) -> None:
+    parser = _command(
+        commands, "transform", "Substitute layers of a torch model and report each one."
+    )
+    _add_source(parser)
+    _add_quadratic(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".safetensors for the weights, .pt2 for the exported program, .onnx for the model; "
+        "without it only the report is made",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where nothing matches a selector"
+    )
+
+
+def _add_inspect(commands) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "Tell what is in a model, which layers would be rewritten, and why not the others.",
+    )
+    _add_source(parser)
+    _add_quadratic(parser)
+    parser.add_argument(
+        "--min-outputs",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="smallest layer that counts as huge (default 4096)",
+    )
+
+
+def _add_env(commands) -> None:
+    _command(commands, "env", "Tell versions, processor and plugin, for a bug report.")
+
+
+def _add_passes(commands) -> None:
+    _command(commands, "passes", "List the passes over torch modules and ONNX graphs.")
