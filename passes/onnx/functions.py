@@ -1,0 +1,90 @@
+"""ONNX function bodies of the operators: what runs where the plugin is not registered.
+
+Each body computes the operator exactly, in fp32, with standard operators. onnxruntime prefers a
+registered kernel of the same domain and name, so one file serves with and without the plugin.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile import ops
+
+MIN_OPSET = 9
+"""Oldest standard operator set that the bodies can be written in."""
+
+_K_IS_INPUT = 10  # TopK takes k as a tensor
+_CONSTANT_REFERS = 12  # Constant takes an integer, which may refer to the function's attribute
+
+
+def _node(op_type: str, inputs: list[ir.Value], name: str, **attributes: object) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes or None)  # type: ignore[arg-type]
+    node.outputs[0].name = name
+    return node
+
+
+def _scores(inputs: list[ir.Value]) -> list[ir.Node]:
+    hidden, weight, bias = inputs[:3]
+    transposed = _node("Transpose", [weight], "weight_t", perm=[1, 0])
+    product = _node("MatMul", [hidden, transposed.outputs[0]], "product")
+    return [transposed, product, _node("Add", [product.outputs[0], bias], "all_scores")]
+
+
+def _linear_softmax(inputs: list[ir.Value]) -> list[ir.Node]:
+    nodes = _scores(inputs)
+    return [*nodes, _node("Softmax", [nodes[-1].outputs[0]], "all_probabilities", axis=-1)]
+
+
+def _linear_top_k(inputs: list[ir.Value], opset: int, k: int | None) -> list[ir.Node]:
+    nodes = _scores(inputs)
+    attributes = [ir.AttrInt64("axis", -1)]
+    top_inputs = [nodes[-1].outputs[0]]
+    if opset < _K_IS_INPUT:
+        attributes.append(ir.RefAttr("k", "k", ir.AttributeType.INT))
+    else:
+        nodes += _k_tensor(opset, k)
+        top_inputs.append(nodes[-1].outputs[0])
+    top = ir.Node("", "TopK", top_inputs, attributes, num_outputs=2)
+    top.outputs[0].name, top.outputs[1].name = "top_scores", "top_ids"
+    return [*nodes, top]
+
+
+def _k_tensor(opset: int, k: int | None) -> list[ir.Node]:
+    if opset < _CONSTANT_REFERS:
+        if k is None:
+            raise ValueError(f"opset {opset} cannot refer to the attribute k: pass its value.")
+        return [_node("Constant", [], "k_tensor", value=ir.tensor([k], ir.DataType.INT64))]
+    scalar = ir.Node("", "Constant", [], [ir.RefAttr("value_int", "k", ir.AttributeType.INT)])
+    scalar.outputs[0].name = "k_scalar"
+    shape = _node("Constant", [], "k_shape", value_ints=[1])
+    inputs = [scalar.outputs[0], shape.outputs[0]]
+    return [scalar, shape, _node("Reshape", inputs, "k_tensor")]
+
+
+def function_for(operator: ops.Operator, opset: int = 18, k: int | None = None) -> ir.Function:
+    """Return the local function that computes ``operator`` with standard operators.
+
+    Args:
+        operator: one of :data:`qcompile.ops.OPERATORS`.
+        opset: version of the standard operator set; must be the model's, as onnx requires.
+        k: value of ``LinearTopK``'s attribute, needed for opset 10 and 11 alone: there the body
+            cannot refer to the attribute, so a model may use one value of ``k`` only.
+
+    Raises:
+        ValueError: ``opset`` is below :data:`MIN_OPSET`, or ``k`` is needed and missing.
+    """
+    if opset < MIN_OPSET:
+        raise ValueError(f"function bodies need opset {MIN_OPSET} or later, got {opset}.")
+    inputs = [ir.Value(name=name) for name in operator.inputs]
+    if operator is ops.LINEAR_TOP_K:
+        nodes = _linear_top_k(inputs, opset, k)
+    elif operator is ops.LINEAR_SOFTMAX:
+        nodes = _linear_softmax(inputs)
+    elif operator is ops.LINEAR:
+        nodes = _scores(inputs)
+    else:
+        raise ValueError(f"no function body for operator {operator.name!r}.")
+    outputs = list(nodes[-1].outputs)
+    graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": opset}, name=operator.name)
+    attributes = [ir.AttrInt64(name, int(value)) for name, value in operator.attributes]
+    return ir.Function(ops.DOMAIN, operator.name, "", graph=graph, attributes=attributes)

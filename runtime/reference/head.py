@@ -1,0 +1,48 @@
+"""The operators of an output layer in NumPy, in float64: ground truth for kernels and passes.
+
+Every function takes ``hidden`` [..., d], ``weight`` [N, d] and ``bias`` [N].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+
+def linear(hidden: Floats, weight: Floats, bias: Floats) -> NDArray[np.float32]:
+    """Return ``hidden @ weight.T + bias``, float32 [..., N]."""
+    return _as_float32(_scores(hidden, weight, bias))
+
+
+def linear_top_k(
+    hidden: Floats, weight: Floats, bias: Floats, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k largest scores and their ids, float32 and int64 [..., k].
+
+    Scores descend after rounding to float32; of equal scores the smaller id comes first. NaN
+    ranks above everything, as in ``torch.topk``.
+    """
+    scores = linear(hidden, weight, bias)
+    # lexsort is stable and sorts by the last key first: NaN, then the score.
+    ids = np.lexsort((-np.nan_to_num(scores, nan=0.0), ~np.isnan(scores)), axis=-1)[..., :k]
+    return np.take_along_axis(scores, ids, axis=-1), ids.astype(np.int64)
+
+
+def linear_softmax(hidden: Floats, weight: Floats, bias: Floats) -> NDArray[np.float32]:
+    """Return ``softmax(hidden @ weight.T + bias)`` over the last axis, float32 [..., N]."""
+    scores = _scores(hidden, weight, bias)
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return _as_float32(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def _scores(hidden: Floats, weight: Floats, bias: Floats) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        product = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
+        return product + np.asarray(bias, np.float64)
+
+
+def _as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

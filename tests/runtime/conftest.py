@@ -1,0 +1,95 @@
+"""Models of a single output layer, as ``qcompile.export`` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile import ops
+from qcompile.passes.onnx.functions import function_for
+from qcompile.runtime.reference.index import pack
+
+HeadModel = Callable[..., str]
+
+
+def make_inputs(
+    operator: ops.Operator, weight: np.ndarray, bias: np.ndarray
+) -> dict[str, np.ndarray]:
+    packed = pack(weight)
+    known = {"weight": weight, "bias": bias, **packed._asdict()}
+    return {name: known[name] for name in operator.inputs[1:]}
+
+
+def make_model(
+    operator: ops.Operator,
+    arrays: dict[str, np.ndarray],
+    *,
+    shape: tuple[int | str, ...],
+    k: int = 1,
+    opset: int = 18,
+    function: bool = True,
+) -> ir.Model:
+    """Build ``operator`` over constant ``arrays``; ``shape`` is that of the input ``hidden``."""
+    hidden = ir.Value(
+        name="hidden", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(shape))
+    )
+    constants = []
+    for name, array in arrays.items():
+        tensor = ir.tensor(array, name=name)
+        constants.append(
+            ir.Value(
+                name=name,
+                const_value=tensor,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(array.shape),
+            )
+        )
+    attributes = [ir.AttrInt64("k", k)] if operator.attributes else []
+    node = ir.Node(
+        ops.DOMAIN,
+        operator.name,
+        [hidden, *constants],
+        attributes,
+        num_outputs=len(operator.outputs),
+        name="head",
+    )
+    for value, name in zip(node.outputs, operator.outputs, strict=True):
+        value.name = name
+        value.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
+        value.shape = ir.Shape([*shape[:-1], k if operator.attributes else len(arrays["weight"])])
+    graph = ir.Graph(
+        [hidden],
+        node.outputs,
+        nodes=[node],
+        initializers=constants,
+        opset_imports={"": opset, ops.DOMAIN: ops.VERSION},
+        name="head",
+    )
+    functions = [function_for(operator, opset, k)] if function else []
+    return ir.Model(graph, ir_version=8, functions=functions)
+
+
+@pytest.fixture
+def head_model(tmp_path: Path) -> HeadModel:
+    """Write a model of one operator and return its path."""
+
+    def build(
+        operator: ops.Operator,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        *,
+        shape: tuple[int | str, ...] | None = None,
+        replace: dict[str, np.ndarray] | None = None,
+        **options: object,
+    ) -> str:
+        arrays = {**make_inputs(operator, weight, bias), **(replace or {})}
+        shape = shape or ("batch", weight.shape[1])
+        path = tmp_path / f"{operator.name}.onnx"
+        ir.save(make_model(operator, arrays, shape=shape, **options), path)  # type: ignore[arg-type]
+        return str(path)
+
+    return build
