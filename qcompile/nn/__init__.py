@@ -1,0 +1,19 @@
+"""The layers that passes put in place of first-order ones."""
+
+from qcompile.nn.quadratic import (
+    PRESERVING_FORMS,
+    QuadraticConv1d,
+    QuadraticConv2d,
+    QuadraticConv3d,
+    QuadraticLinear,
+    from_first_order,
+)
+
+__all__ = [
+    "PRESERVING_FORMS",
+    "QuadraticConv1d",
+    "QuadraticConv2d",
+    "QuadraticConv3d",
+    "QuadraticLinear",
+    "from_first_order",
+]

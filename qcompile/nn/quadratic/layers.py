@@ -1,0 +1,295 @@
+"""``QuadraticLinear`` and ``QuadraticConv1d/2d/3d``: one neuron table, two kinds of branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own name for it
+from torch import nn
+
+from qcompile.config import Quadratic, canonical_form
+from qcompile.errors import ConfigurationError, DataError
+from qcompile.nn.quadratic.bilinear import bilinear, check_memory, has_known_size
+from qcompile.nn.quadratic.formulas import FORMULAS, Branch, Formula, Term
+from qcompile.nn.quadratic.geometry import Geometry, IntOrInts
+
+MEMORY_LIMIT = Quadratic.memory_limit
+
+
+class QuadraticLayer(nn.Module):
+    """Base of the quadratic layers: parameters, initialisation, evaluation of the formula.
+
+    Parameters are ``weight_a``, ``bias_a``, ``weight_b`` and so on, one pair per branch of the
+    formula (:data:`qcompile.nn.quadratic.FORMULAS`).
+    """
+
+    form: str
+
+    def _create_parameters(
+        self,
+        form: str,
+        bias: bool | str,
+        first_order_shape: tuple[int, ...],
+        memory_limit: int,
+        device: Any,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.form = canonical_form(form)
+        outputs = first_order_shape[0]
+        shapes = {
+            letter: self._weight_shape(branch, first_order_shape)
+            for letter, branch in self.formula.branches.items()
+        }
+        if self.formula.has_bilinear:
+            count = sum(torch.Size(shape).numel() for shape in shapes.values())
+            check_memory(self.form, count, dtype or torch.get_default_dtype(), memory_limit)
+        with_bias = self._branches_with_bias(bias)
+        for letter, shape in shapes.items():
+            weight = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(f"weight_{letter}", nn.Parameter(weight))
+            offset = torch.empty(outputs, device=device, dtype=dtype)
+            has_bias = letter in with_bias
+            self.register_parameter(f"bias_{letter}", nn.Parameter(offset) if has_bias else None)
+        self.reset_parameters()
+
+    def _branches_with_bias(self, bias: bool | str) -> str:
+        letters = "".join(self.formula.branches)
+        if isinstance(bias, str):
+            if not set(bias) <= set(letters):
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {self.form} has the branches {letters!r}, "
+                    f"bias={bias!r} names others."
+                )
+            return bias
+        return letters if bias else ""
+
+    @staticmethod
+    def _weight_shape(branch: Branch, first_order_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if branch.term is not Term.BILINEAR:
+            return first_order_shape
+        width = torch.Size(first_order_shape[1:]).numel()
+        return (first_order_shape[0], width, width)
+
+    @property
+    def formula(self) -> Formula:
+        """What this layer computes."""
+        return FORMULAS[self.form]
+
+    @property
+    def biases(self) -> bool | str:
+        """Which branches have a bias, as the constructor takes it: all, none, or their letters."""
+        letters = "".join(self.formula.branches)
+        present = "".join(x for x in letters if getattr(self, f"bias_{x}") is not None)
+        return present if 0 < len(present) < len(letters) else bool(present)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights (see :mod:`qcompile.nn.quadratic.formulas`); biases become zero."""
+        for letter in self.formula.branches:
+            self.reset_branch(letter)
+
+    def reset_branch(self, letter: str) -> None:
+        """Draw one branch afresh."""
+        weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
+        fan = max(1, weight.shape[1:].numel())
+        nn.init.normal_(weight, std=self.formula.branches[letter].gain * fan**-0.5)
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+    def _evaluate(self, x: Any) -> Any:
+        values = {}
+        for letter, branch in self.formula.branches.items():
+            weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
+            if branch.term is Term.BILINEAR:
+                values[letter] = self._bilinear(x, weight, bias)
+            else:
+                source = x if branch.term is Term.FIRST_ORDER else x * x
+                values[letter] = self._first_order(source, weight, bias)
+        return self.formula.combine(values)
+
+    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        raise NotImplementedError
+
+    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        raise NotImplementedError
+
+
+def _add_bias(y: Any, bias: torch.Tensor | None) -> Any:
+    """Add over the last dimension in the type of ``y``, which autocast may have lowered."""
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+class QuadraticLinear(QuadraticLayer):
+    """A layer of quadratic neurons; ``docs/quadratic.md`` lists the formulas.
+
+    Args:
+        in_features: n, size of the last dimension of the input.
+        out_features: N, size of the last dimension of the output.
+        bias: whether every branch has a bias, or the letters of the branches that have one.
+        form: name of the formula.
+        device: where the parameters are made.
+        dtype: floating-point type of the parameters.
+        memory_limit: bytes that the weights of a form with xᵀWx may take.
+
+    Shape:
+        [..., n] → [..., N]; weights are [N, n], those of xᵀWx are [N, n, n].
+
+    Raises:
+        ConfigurationError: an argument is out of range, or the weights exceed ``memory_limit``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool | str = True,
+        form: str = "Quadra",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ConfigurationError(
+                f"QuadraticLinear: in_features and out_features must be positive, "
+                f"got {in_features} and {out_features}."
+            )
+        self.in_features, self.out_features = in_features, out_features
+        shape = (out_features, in_features)
+        self._create_parameters(form, bias, shape, memory_limit, device, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., in_features] to [..., out_features]."""
+        return self._evaluate(x)
+
+    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        return F.linear(x, weight, bias)
+
+    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        return _add_bias(bilinear(x.unsqueeze(-2), weight, groups=1).squeeze(-2), bias)
+
+    def extra_repr(self) -> str:
+        """Describe the arguments that rebuild this layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.biases!r}, form={self.form!r}"
+        )
+
+
+class _QuadraticConv(QuadraticLayer):
+    """Convolution of quadratic neurons; :class:`QuadraticConv2d` documents it."""
+
+    dims: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: str | IntOrInts = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool | str = True,
+        padding_mode: str = "zeros",
+        form: str = "Quadra",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        super().__init__()
+        valid = in_channels > 0 and out_channels > 0 and groups > 0
+        if not valid or in_channels % groups or out_channels % groups:
+            raise ConfigurationError(
+                f"{type(self).__name__}: in_channels ({in_channels}) and out_channels "
+                f"({out_channels}) must be positive multiples of groups ({groups})."
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.geometry = Geometry.checked(
+            self.dims, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        shape = (out_channels, in_channels // groups, *self.geometry.kernel_size)
+        self._create_parameters(form, bias, shape, memory_limit, device, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, in_channels, *spatial] to [batch, out_channels, *spatial'], batch optional."""
+        return self._evaluate(self.geometry.pad_by_mode(x))
+
+    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        return self.geometry.convolve(x, weight, bias)
+
+    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        if has_known_size(x):
+            self._check_input(x)
+        geometry = self.geometry
+        y = bilinear(geometry.patches(x), weight, geometry.groups).flatten(-2)
+        # Contiguous, as torch's convolutions return it, so that .view() works afterwards.
+        return _add_bias(y, bias).movedim(-1, -geometry.dims - 1).contiguous()
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        """Refuse what torch's convolution refuses, for the branches that do without it."""
+        channels_first = x.dim() in (self.dims + 1, self.dims + 2)
+        if not channels_first or x.shape[-self.dims - 1] != self.in_channels:
+            raise DataError(
+                f"{type(self).__name__} expects [batch, {self.in_channels}, "
+                f"{self.dims} spatial dimensions], batch optional, got {tuple(x.shape)}."
+            )
+        if not self.geometry.fits(x.shape[-self.dims :]):
+            raise DataError(
+                f"{type(self).__name__}: kernel {self.geometry.kernel_size} with dilation "
+                f"{self.geometry.dilation} is larger than the padded input {tuple(x.shape)}."
+            )
+
+    def extra_repr(self) -> str:
+        """Describe the arguments that rebuild this layer."""
+        g = self.geometry
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel_size}, "
+            f"stride={g.stride}, padding={g.padding!r}, dilation={g.dilation}, "
+            f"groups={g.groups}, bias={self.biases!r}, padding_mode={g.padding_mode!r}, "
+            f"form={self.form!r}"
+        )
+
+
+class QuadraticConv1d(_QuadraticConv):
+    """:class:`QuadraticConv2d` over one spatial dimension."""
+
+    dims = 1
+
+
+class QuadraticConv2d(_QuadraticConv):
+    """Convolution of quadratic neurons: the formula holds over each receptive field.
+
+    Args:
+        in_channels: channels C of the input.
+        out_channels: channels O of the output.
+        kernel_size: taps per dimension.
+        stride: step per dimension.
+        padding: margin per dimension, ``"same"`` or ``"valid"``.
+        dilation: distance between taps, per dimension.
+        groups: independent groups of channels.
+        bias: whether every branch has a bias, or the letters of the branches that have one.
+        padding_mode: ``zeros``, ``reflect``, ``replicate`` or ``circular``.
+        form: name of the formula.
+        device: where the parameters are made.
+        dtype: floating-point type of the parameters.
+        memory_limit: bytes that the weights of a form with xᵀWx may take.
+
+    Shape:
+        [batch, C, *spatial] → [batch, O, *spatial'], or without the batch, as
+        ``torch.nn.Conv2d``. Weights are [O, C/groups, *kernel_size], those of xᵀWx are
+        [O, n, n] with n = C/groups · ∏kernel_size, in the order of a flattened kernel.
+
+    Raises:
+        ConfigurationError: an argument is out of range, or the weights exceed ``memory_limit``.
+    """
+
+    dims = 2
+
+
+class QuadraticConv3d(_QuadraticConv):
+    """:class:`QuadraticConv2d` over three spatial dimensions."""
+
+    dims = 3
