@@ -1,0 +1,106 @@
+"""Writes an operator of domain ``qcompile`` into an ONNX graph, with weights and function body."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import ops
+from qcompile.passes.onnx.edit import free_name, initializer, insert_before
+from qcompile.passes.onnx.functions import function_for
+from qcompile.passes.onnx.linear import LinearLayer
+
+
+def emit(
+    model: ir.Model, layer: LinearLayer, operator: ops.Operator, k: int | None = None
+) -> list[ir.Value]:
+    """Insert ``operator`` before the nodes of ``layer`` and return its outputs.
+
+    The first output has the float type of ``layer.dtype_out``; nothing reads the outputs yet.
+    """
+    graph, anchor = model.graph, layer.product
+    inputs = _inputs(graph, anchor, layer, operator)
+    node = ir.Node(
+        ops.DOMAIN,
+        operator.name,
+        inputs,
+        [] if k is None else [ir.AttrInt64("k", k)],
+        num_outputs=len(operator.outputs),
+        name=free_name(graph, f"{layer.name}.{operator.name}"),
+    )
+    for output, name in zip(node.outputs, operator.outputs, strict=True):
+        output.name = free_name(graph, f"{layer.name}.{name}")
+        output.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
+    graph.insert_before(anchor, node)
+    function = function_for(operator, model.opset_imports[""], k)
+    model.functions[function.identifier()] = function
+    model.opset_imports[ops.DOMAIN] = ops.VERSION
+    outputs = list(node.outputs)
+    if layer.dtype_out != ir.DataType.FLOAT:
+        outputs[0] = _cast(graph, anchor, outputs[0], layer.dtype_out)
+    return outputs
+
+
+def pack_rows(weight: np.ndarray):
+    """Quantise and pack float32 rows [N, d] for the int8 scan."""
+    from qcompile.runtime import _core
+
+    if not hasattr(_core, "pack_rows"):
+        from qcompile.runtime.reference.index import pack
+
+        return pack(weight)
+    return _core.pack_rows(weight)
+
+
+def _inputs(
+    graph: ir.Graph, anchor: ir.Node, layer: LinearLayer, operator: ops.Operator
+) -> list[ir.Value]:
+    base = layer.weight_name
+    bias = np.broadcast_to(layer.bias, layer.weight.shape[:1])
+    inputs = [
+        _hidden(graph, anchor, layer),
+        _held_by(layer.weight_value, layer.weight)
+        or initializer(graph, f"{base}.weight", layer.weight),
+        _held_by(layer.bias_value, bias) or initializer(graph, f"{base}.bias", bias),
+    ]
+    if len(operator.inputs) > len(inputs):
+        packed = pack_rows(layer.weight)
+        names = operator.inputs[len(inputs) :]
+        inputs += [
+            initializer(graph, f"{base}.{name}", np.asarray(array))
+            for name, array in zip(names, packed, strict=True)
+        ]
+    return inputs
+
+
+def _hidden(graph: ir.Graph, anchor: ir.Node, layer: LinearLayer) -> ir.Value:
+    hidden = layer.hidden
+    if layer.quantized is not None:
+        hidden = insert_before(graph, anchor, "DequantizeLinear", [hidden, *layer.quantized])
+    if layer.transposed:
+        turn = [ir.AttrInt64s("perm", [1, 0])]
+        hidden = insert_before(graph, anchor, "Transpose", [hidden], turn)
+    if layer.dtype != ir.DataType.FLOAT:
+        hidden = _cast(graph, anchor, hidden, ir.DataType.FLOAT)
+    return hidden
+
+
+def _cast(graph: ir.Graph, anchor: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
+    return insert_before(graph, anchor, "Cast", [value], [ir.AttrInt64("to", int(to))], to)
+
+
+def _held_by(value: ir.Value | None, array: np.ndarray) -> ir.Value | None:
+    """Return the initializer behind ``value`` if it holds ``array`` as it is.
+
+    Behind a Transpose, as of tied embeddings, the initializer holds the rows already.
+    """
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        if node is None or node.op_type not in ("Identity", "Transpose"):
+            return None
+        value = node.inputs[0]
+    tensor = None if value is None else value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    held = tensor.numpy()
+    return value if held.shape == array.shape and np.array_equal(held, array) else None

@@ -1,0 +1,175 @@
+"""Replaces the huge output layers of an ONNX graph.
+
+::
+
+    MatMul → Add → Identity → Softmax → output       LinearSoftmax → output
+    Gemm → output                                    Linear → output
+    Gemm → TopK(k) → outputs                         LinearTopK(k) → outputs
+    Gemm → ArgMax → output                           LinearTopK(1) → output
+    any of them, asked for top_k=K                   … → scores [..., K], ids [..., K]
+
+The way from the layer to the output is described in :mod:`qcompile.passes.onnx.tail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from qcompile import ops
+from qcompile.errors import PassError
+from qcompile.passes.base import Pass, PassResult
+from qcompile.passes.onnx import linear
+from qcompile.passes.onnx.constants import NoMatch
+from qcompile.passes.onnx.replace import Head, replace
+from qcompile.passes.onnx.shapes import Shapes
+from qcompile.passes.onnx.tail import Tail, tails
+from qcompile.report import Entry, Report
+
+MIN_OPSET = 9
+_UNREAD = ("QLinearMatMul", "Einsum", "MatMulNBits", "QGemm", "FusedGemm", "FusedMatMul")
+_UNREAD += ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu", "MatMulBnb4")
+
+
+@dataclass
+class Candidate:
+    """A layer that can be replaced.
+
+    Args:
+        layer: the linear layer.
+        tails: its ways to the outputs; several where its scores are used more than once.
+    """
+
+    layer: linear.LinearLayer
+    tails: list[Tail]
+
+
+class OutputLayer(Pass[ir.Model]):
+    """Replace output layers of many outputs by fused operators of domain ``qcompile``.
+
+    Args:
+        top_k: hand out the ``top_k`` best (scores, ids) in place of all scores of one layer.
+        min_outputs: smallest layer that counts as huge.
+        where: glob over the names of the layer's node, weight or scores; what it names is
+            replaced whatever its size, and nothing else.
+        also: names of weights whose layers are replaced whatever their size.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k: int | None = None,
+        min_outputs: int = 4096,
+        where: str | None = None,
+        also: Collection[str] = (),
+    ) -> None:
+        self.top_k = top_k
+        self.min_outputs = min_outputs
+        self.where = where
+        self.also = frozenset(also)
+        self.heads: list[Head] = []
+
+    @property
+    def name(self) -> str:
+        """The name that reports and errors use."""
+        return "output-layer"
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise :class:`PassError` where the graph's operator set is too old."""
+        opset = model.opset_imports.get("")
+        if opset is None or opset < MIN_OPSET:
+            raise PassError(
+                f"{self.name}: the graph uses opset {opset}; {MIN_OPSET} or later is needed. "
+                "Convert it with onnx.version_converter.convert_version."
+            )
+
+    def call(self, model: ir.Model) -> PassResult[ir.Model]:
+        """Replace every output layer that qualifies.
+
+        Raises:
+            PassError: ``top_k`` is asked of several layers, or is more than a layer's outputs.
+        """
+        report = Report()
+        candidates = self.candidates(model, report)
+        self._check_top_k(candidates)
+        self.heads = []
+        shapes = Shapes(model)
+        for candidate in candidates:
+            layer = candidate.layer
+            try:
+                head = replace(model, layer, candidate.tails, shapes, self.top_k)
+            except NoMatch as reason:
+                report.entries.append(self._skip(layer.product, str(reason)))
+                continue
+            self.heads.append(head)
+            count = layer.weight.size + layer.bias.size
+            report.entries.append(
+                Entry(self.name, layer.name, head.kind, "rewritten", head.became, (count, count))
+            )
+        return PassResult(model, report.modified, report)
+
+    def candidates(self, model: ir.Model, report: Report) -> list[Candidate]:
+        """Return the layers that qualify; every other product goes to ``report``, with why."""
+        shapes = Shapes(model)
+        found = []
+        for node in model.graph.all_nodes():
+            if node.domain == ops.DOMAIN:
+                report.entries.append(self._skip(node, f"already {node.op_type} of {ops.DOMAIN}"))
+            elif node.op_type in _UNREAD:
+                report.entries.append(self._skip(node, "this operator's weights are not read"))
+            elif node.op_type in linear.PRODUCTS and node.domain in ("", "ai.onnx"):
+                try:
+                    found.append(self._candidate(node, model, shapes))
+                except NoMatch as reason:
+                    report.entries.append(self._skip(node, str(reason)))
+        if model.functions and not found:
+            names = ", ".join(sorted({f"{key[0]}.{key[1]}" for key in model.functions}))
+            report.notes.append(f"local functions were not searched: {names}")
+        return found
+
+    def _candidate(self, node: ir.Node, model: ir.Model, shapes: Shapes) -> Candidate:
+        if node.graph is not model.graph:
+            raise NoMatch("it is inside a sub-graph; only the main graph is rewritten")
+        outputs, _ = linear.weight_shape(node)
+        if self.where is None and outputs < self.min_outputs and not self._named(node):
+            raise NoMatch(f"{outputs} outputs, fewer than {self.min_outputs}")
+        layer = linear.match(node, shapes)
+        if self.where is not None and not any(
+            fnmatchcase(name, self.where) for name in _names(layer)
+        ):
+            raise NoMatch(f"its names do not match {self.where!r}")
+        return Candidate(layer, tails(layer.scores, outputs, shapes, model.opset_imports[""]))
+
+    def _named(self, node: ir.Node) -> bool:
+        source = linear.source_initializer(node.inputs[1])
+        return source is not None and source.name in self.also
+
+    def _check_top_k(self, candidates: list[Candidate]) -> None:
+        if self.top_k is None:
+            return
+        if len(candidates) > 1:
+            names = ", ".join(repr(candidate.layer.name) for candidate in candidates)
+            raise PassError(
+                f"top_k: {len(candidates)} layers are huge ({names}); name one of them by its "
+                "node or weight."
+            )
+        for candidate in candidates:
+            outputs = candidate.layer.weight.shape[0]
+            if not 1 <= self.top_k <= outputs:
+                raise PassError(
+                    f"top_k = {self.top_k} is not between 1 and the {outputs} outputs of "
+                    f"{candidate.layer.name!r}."
+                )
+
+    def _skip(self, node: ir.Node, reason: str) -> Entry:
+        name = node.name or (node.outputs[0].name if node.outputs else "") or ""
+        return Entry(self.name, name, node.op_type, "skipped", reason)
+
+
+def _names(layer: linear.LinearLayer) -> Iterator[str]:
+    yield from (node.name or "" for node in layer.nodes)
+    yield layer.weight_name
+    yield layer.scores.name or ""
