@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from qcompile.errors import ConfigurationError, DataError
 
 CHUNK_BYTES = 64 << 20
 """Most memory that the intermediate products of one chunk of rows may take."""
+
+# Nothing here is random, so there is no generator state to keep.
+_CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def check_memory(form: str, weights: int, dtype: torch.dtype, limit: int) -> None:
@@ -28,26 +32,28 @@ def check_memory(form: str, weights: int, dtype: torch.dtype, limit: int) -> Non
         )
 
 
-def bilinear(rows: Any, weight: torch.Tensor, groups: int) -> Any:
-    """Return y[..., g, o] = Σᵢⱼ rows[..., g, i] · weight[g·O + o, i, j] · rows[..., g, j].
+def bilinear(rows: Any, weight: Any, groups: int, outputs: int, width: int) -> Any:
+    """Return y[..., g, o] = Σᵢⱼ rows[..., g, i] · weight[g·outputs + o, i, j] · rows[..., g, j].
 
-    Contracts through W x (O·n numbers a row and group) or through x xᵀ (n²), whichever is less.
-    Rows are taken in chunks of at most :data:`CHUNK_BYTES` of products; in training, a call of
-    several chunks recomputes each in backward instead of keeping it. While tracing, compiling or
-    exporting, the whole batch is one chunk, since its size may be unknown.
+    Contracts through W x (outputs·width numbers a row and group) or through x xᵀ (width²),
+    whichever is less. Rows are taken in chunks of at most :data:`CHUNK_BYTES` of products; in
+    training, a call of several chunks recomputes each in backward instead of keeping it. While
+    tracing, compiling or exporting, the whole batch is one chunk, as its size may be unknown.
 
     Args:
-        rows: [..., groups, n], n inputs of each group.
-        weight: [groups·O, n, n].
+        rows: [..., groups, width].
+        weight: [groups·outputs, width, width].
         groups: number of groups.
+        outputs: number of outputs of each group.
+        width: number of inputs of each group.
 
     Raises:
         DataError: the rows do not have the width that the weights were made for.
     """
-    grouped = weight.unflatten(0, (groups, -1))
+    through_products = width < outputs
+    grouped = weight.unflatten(0, (groups, outputs))
     if not has_known_size(rows):
-        return _contract(rows, grouped)
-    _, outputs, width, _ = grouped.shape
+        return _contract(rows, grouped, through_products)
     if rows.shape[-1] != width:
         raise DataError(
             f"xᵀWx over {width} inputs cannot take {rows.shape[-1]}: "
@@ -56,13 +62,11 @@ def bilinear(rows: Any, weight: torch.Tensor, groups: int) -> Any:
     per_row = groups * min(outputs, width) * width * rows.element_size()
     chunk = max(1, CHUNK_BYTES // max(1, per_row))
     if rows.dim() < 3 or rows.shape[:-2].numel() <= chunk:
-        return _contract(rows, grouped)
+        return _contract(rows, grouped, through_products)
     recompute = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    contract = partial(checkpoint, _contract, **_CHECKPOINT) if recompute else _contract
     pieces = [
-        checkpoint(_contract, part, grouped, use_reentrant=False, preserve_rng_state=False)
-        if recompute
-        else _contract(part, grouped)
-        for part in rows.flatten(0, -3).split(chunk)
+        contract(part, grouped, through_products) for part in rows.flatten(0, -3).split(chunk)
     ]
     return torch.cat(pieces).unflatten(0, rows.shape[:-2])
 
@@ -76,11 +80,10 @@ def has_known_size(rows: Any) -> bool:
     )
 
 
-def _contract(rows: Any, weight: torch.Tensor) -> Any:
-    """Contract ``rows`` [..., g, n] with ``weight`` [g, O, n, n] to [..., g, O]."""
-    _, outputs, width, _ = weight.shape
-    if outputs <= width:
-        half = torch.einsum("...gj,goij->...goi", rows, weight)
-        return torch.einsum("...goi,...gi->...go", half, rows)
-    products = (rows.unsqueeze(-1) * rows.unsqueeze(-2)).flatten(-2)
-    return torch.einsum("...gk,gok->...go", products, weight.flatten(-2))
+def _contract(rows: Any, weight: Any, through_products: bool) -> Any:
+    """Contract ``rows`` [..., g, n] with ``weight`` [g, o, n, n] to [..., g, o]."""
+    if through_products:
+        products = (rows.unsqueeze(-1) * rows.unsqueeze(-2)).flatten(-2)
+        return torch.einsum("...gk,gok->...go", products, weight.flatten(-2))
+    half = torch.einsum("...gj,goij->...goi", rows, weight)
+    return torch.einsum("...goi,...gi->...go", half, rows)

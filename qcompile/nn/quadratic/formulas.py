@@ -5,10 +5,11 @@ branch is a first-order map (matrix product or convolution) of x or of x∘x, or
 form xᵀWx, plus its bias.
 
 Fresh weights are normal with standard deviation ``gain / sqrt(fan)``, where fan counts the
-weights of one output. Gains are chosen so that E[y²] = ½ when x is standard normal, with the same
-share for every added term. A degree-2 map squares the scale of its input, so a stack without
-normalisation has no stable scale: under ½ it decays, about as fast as torch's own initialisation
-does, instead of overflowing. E[x⁴] = 3 is why x∘x and the square (a)∘(a) carry a third.
+weights of one output. A gain follows from the share of E[y²] that its term gets when x is
+standard normal: a third for a linear term (the variance of torch's own default), an eighth for the
+quadratic terms beside it, a quarter in all for forms without a linear term. A degree-2 map squares
+the scale of its input, so a stack of these without normalisation has no stable scale; these
+shares make it decay rather than overflow.
 """
 
 from __future__ import annotations
@@ -78,47 +79,41 @@ class Formula:
         return sum(added[1:], added[0])
 
 
-def _first(gain: float) -> Branch:
-    return Branch(Term.FIRST_ORDER, gain)
+def _first(share: float) -> Branch:
+    return Branch(Term.FIRST_ORDER, share**0.5)
 
 
-def _squared(gain: float) -> Branch:
-    return Branch(Term.SQUARED_INPUT, gain)
+def _squared(share: float) -> Branch:
+    return Branch(Term.SQUARED_INPUT, (share / 3) ** 0.5)  # E[x⁴] = 3
 
 
-def _bilinear(gain: float) -> Branch:
-    return Branch(Term.BILINEAR, gain)
+def _bilinear(share: float) -> Branch:
+    return Branch(Term.BILINEAR, share**0.5)
+
+
+def _factor(share: float) -> Branch:
+    return Branch(Term.FIRST_ORDER, share**0.25)  # ``share`` is that of the product
 
 
 FORMULAS: dict[str, Formula] = {
-    "T1": Formula("xᵀ A x", {"a": _bilinear((1 / 2) ** 0.5)}),
+    "T1": Formula("xᵀ A x", {"a": _bilinear(1 / 4)}),
     "T1L": Formula(
-        "xᵀ A x + B x",
-        {"a": _bilinear(1 / 2), "b": _first(1 / 2)},
-        keeps="b",
-        zeroed="a",
+        "xᵀ A x + B x", {"a": _bilinear(1 / 8), "b": _first(1 / 3)}, keeps="b", zeroed="a"
     ),
-    "T2": Formula("A (x∘x)", {"a": _squared((1 / 6) ** 0.5)}),
-    "T3": Formula("(A x)∘(A x)", {"a": _first((1 / 6) ** 0.25)}, factors="aa"),
+    "T2": Formula("A (x∘x)", {"a": _squared(1 / 4)}),
+    "T3": Formula("(A x)∘(A x)", {"a": _factor(1 / 12)}, factors="aa"),  # a normal's E[a⁴] = 3
     "T4": Formula(
         "(A x)∘(B x)",
-        {"a": _first((1 / 2) ** 0.25), "b": _first((1 / 2) ** 0.25)},
+        {"a": _factor(1 / 4), "b": _factor(1 / 4)},
         factors="ab",
         keeps="a",
         zeroed="b",
         ones="b",
     ),
-    "T1_2": Formula(
-        "xᵀ A x + B (x∘x)",
-        {"a": _bilinear(1 / 2), "b": _squared((1 / 12) ** 0.5)},
-    ),
+    "T1_2": Formula("xᵀ A x + B (x∘x)", {"a": _bilinear(1 / 8), "b": _squared(1 / 8)}),
     "T2_4": Formula(
         "(A x)∘(B x) + C (x∘x)",
-        {
-            "a": _first((1 / 4) ** 0.25),
-            "b": _first((1 / 4) ** 0.25),
-            "c": _squared((1 / 12) ** 0.5),
-        },
+        {"a": _factor(1 / 8), "b": _factor(1 / 8), "c": _squared(1 / 8)},
         factors="ab",
         keeps="a",
         zeroed="bc",
@@ -126,7 +121,7 @@ FORMULAS: dict[str, Formula] = {
     ),
     "Quadra": Formula(
         "(A x)∘(B x) + C x",
-        {"a": _first((1 / 4) ** 0.25), "b": _first((1 / 4) ** 0.25), "c": _first(1 / 2)},
+        {"a": _factor(1 / 8), "b": _factor(1 / 8), "c": _first(1 / 3)},
         factors="ab",
         keeps="c",
         zeroed="a",

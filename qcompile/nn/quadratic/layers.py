@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from qcompile.config import Quadratic, canonical_form
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn.quadratic.bilinear import bilinear, check_memory, has_known_size
-from qcompile.nn.quadratic.formulas import FORMULAS, Branch, Formula, Term
+from qcompile.nn.quadratic.formulas import FORMULAS, Formula, Term
 from qcompile.nn.quadratic.geometry import Geometry, IntOrInts
 
 MEMORY_LIMIT = Quadratic.memory_limit
@@ -21,10 +22,12 @@ class QuadraticLayer(nn.Module):
     """Base of the quadratic layers: parameters, initialisation, evaluation of the formula.
 
     Parameters are ``weight_a``, ``bias_a``, ``weight_b`` and so on, one pair per branch of the
-    formula (:data:`qcompile.nn.quadratic.FORMULAS`).
+    formula (:data:`qcompile.nn.quadratic.FORMULAS`). ``fan_in`` is the number of inputs that one
+    output sees.
     """
 
     form: str
+    fan_in: int
 
     def _create_parameters(
         self,
@@ -37,12 +40,14 @@ class QuadraticLayer(nn.Module):
     ) -> None:
         self.form = canonical_form(form)
         outputs = first_order_shape[0]
+        self.fan_in = math.prod(first_order_shape[1:])
+        bilinear_shape = (outputs, self.fan_in, self.fan_in)
         shapes = {
-            letter: self._weight_shape(branch, first_order_shape)
+            letter: bilinear_shape if branch.term is Term.BILINEAR else first_order_shape
             for letter, branch in self.formula.branches.items()
         }
         if self.formula.has_bilinear:
-            count = sum(torch.Size(shape).numel() for shape in shapes.values())
+            count = sum(math.prod(shape) for shape in shapes.values())
             check_memory(self.form, count, dtype or torch.get_default_dtype(), memory_limit)
         with_bias = self._branches_with_bias(bias)
         for letter, shape in shapes.items():
@@ -64,13 +69,6 @@ class QuadraticLayer(nn.Module):
             return bias
         return letters if bias else ""
 
-    @staticmethod
-    def _weight_shape(branch: Branch, first_order_shape: tuple[int, ...]) -> tuple[int, ...]:
-        if branch.term is not Term.BILINEAR:
-            return first_order_shape
-        width = torch.Size(first_order_shape[1:]).numel()
-        return (first_order_shape[0], width, width)
-
     @property
     def formula(self) -> Formula:
         """What this layer computes."""
@@ -91,7 +89,7 @@ class QuadraticLayer(nn.Module):
     def reset_branch(self, letter: str) -> None:
         """Draw one branch afresh."""
         weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
-        fan = max(1, weight.shape[1:].numel())
+        fan = math.prod(weight.shape[1:])
         nn.init.normal_(weight, std=self.formula.branches[letter].gain * fan**-0.5)
         if bias is not None:
             nn.init.zeros_(bias)
@@ -167,7 +165,8 @@ class QuadraticLinear(QuadraticLayer):
         return F.linear(x, weight, bias)
 
     def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        return _add_bias(bilinear(x.unsqueeze(-2), weight, groups=1).squeeze(-2), bias)
+        y = bilinear(x.unsqueeze(-2), weight, 1, self.out_features, self.fan_in)
+        return _add_bias(y.squeeze(-2), bias)
 
     def extra_repr(self) -> str:
         """Describe the arguments that rebuild this layer."""
@@ -214,7 +213,7 @@ class _QuadraticConv(QuadraticLayer):
         self._create_parameters(form, bias, shape, memory_limit, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [batch, in_channels, *spatial] to [batch, out_channels, *spatial'], batch optional."""
+        """Map [batch, in_channels, *spatial] to [batch, out_channels, *positions]."""
         return self._evaluate(self.geometry.pad_by_mode(x))
 
     def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
@@ -224,7 +223,8 @@ class _QuadraticConv(QuadraticLayer):
         if has_known_size(x):
             self._check_input(x)
         geometry = self.geometry
-        y = bilinear(geometry.patches(x), weight, geometry.groups).flatten(-2)
+        groups, outputs = geometry.groups, self.out_channels // geometry.groups
+        y = bilinear(geometry.patches(x), weight, groups, outputs, self.fan_in).flatten(-2)
         # Contiguous, as torch's convolutions return it, so that .view() works afterwards.
         return _add_bias(y, bias).movedim(-1, -geometry.dims - 1).contiguous()
 
