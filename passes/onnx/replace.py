@@ -28,6 +28,7 @@ class Head:
         kind: operator types before.
         became: operator types after.
         reads: names of the values that the layer reads, before and after.
+        scores: name of the value that held the scores before.
         outputs: number of classes, N.
         depth: number of hidden activations, d.
         results_before: names of the values in which the layer's part of the graph ended.
@@ -38,6 +39,7 @@ class Head:
     kind: str
     became: str
     reads: list[str]
+    scores: str
     outputs: int
     depth: int
     results_before: list[str]
@@ -61,6 +63,7 @@ def replace(
         kind="+".join(node.op_type for node in doomed),
         became="",
         reads=[str(value.name) for value in (layer.hidden, *(layer.quantized or ()))],
+        scores=str(layer.scores.name),
         outputs=layer.weight.shape[0],
         depth=layer.weight.shape[1],
         results_before=before,

@@ -1,0 +1,51 @@
+"""Cuts an output layer out of a model, to time it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.exporter.measure import interleaved
+from qcompile.exporter.reading import read_onnx
+from qcompile.exporter.sessions import Feeds, Session
+from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save
+from qcompile.passes.onnx.replace import Head
+
+
+def measure_heads(
+    before: Path, stage: Staging, head: Head, feeds: Feeds
+) -> tuple[float, float] | None:
+    """Return the median milliseconds of the layer alone, before and after.
+
+    The layer gets the activations that the model computes on ``feeds``.
+    """
+    folder = stage.path.parent
+    names = [value.name for value in read_onnx(before).graph.inputs]
+    try:
+        front = cut(before, names, head.reads, folder / "front.onnx")
+        old = cut(before, head.reads, head.results_before, folder / "old-head.onnx")
+        new = cut(stage.path, head.reads, head.results_after, folder / "new-head.onnx")
+    except ValueError:
+        return None  # another way leads round the layer, so it cannot be cut out
+    activations = Session(front, plugin=False).run(feeds)
+    first, second = Session(old, plugin=False), Session(new, plugin=True)
+    return interleaved(lambda: first.run(activations), lambda: second.run(activations))
+
+
+def cut(source: Path, inputs: Sequence[str], outputs: Sequence[str], path: Path) -> Path:
+    """Write the part of a model between two sets of values as a model of its own.
+
+    Raises:
+        ValueError: the part needs more inputs than ``inputs``.
+    """
+    model = read_onnx(source)
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    graph.opset_imports.update(model.opset_imports)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    for value in (*graph.inputs, *graph.outputs):
+        # A value inside the graph may come without type; activations are float.
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+    save(part, Staging(path, path.parent), external=False, external_above=EXTERNAL_ABOVE)
+    return path

@@ -1,0 +1,199 @@
+"""``export_onnx``: anyone's ONNX file in, the same model with a fast output layer out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import ExportError, PassError
+from qcompile.exporter import inputs as example
+from qcompile.exporter.finish import Plan, Reference, finish
+from qcompile.exporter.reading import external_files, read_onnx
+from qcompile.exporter.result import ExportResult
+from qcompile.exporter.sessions import Feeds, Session
+from qcompile.exporter.verify import Expectation
+from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save, staging
+from qcompile.passes.onnx.output_layer import OutputLayer
+from qcompile.passes.onnx.replace import Head
+from qcompile.report import Report
+
+
+def export_onnx(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    top_k: int | None = None,
+    min_outputs: int = 4096,
+    node: str | None = None,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+    verify: bool = True,
+    measure: bool = True,
+    external_above: int = EXTERNAL_ABOVE,
+    progress: Callable[[str], None] | None = None,
+) -> ExportResult:
+    """Replace the huge output layers of an ONNX file by fused operators.
+
+    Inputs and outputs stay as they are: names, shapes, types, order. With ``top_k`` the output of
+    scores or probabilities gives way to two: the ``top_k`` largest of its entries along the last
+    axis, descending, and their ids (int64). The file runs in plain onnxruntime; with the plugin
+    (:func:`qcompile.register`) it runs fast.
+
+    Args:
+        source: an ONNX file, opset 9 or later; never overwritten.
+        output: the file to write; ``None`` puts ``.qcompile.onnx`` for the source's ending.
+        top_k: how many (scores, ids) to hand out; ``None`` for every score, as before.
+        min_outputs: smallest layer that counts as huge.
+        node: name or glob of the layer's node, weight or scores, where it is to be chosen.
+        inputs: arrays to verify and measure with, by input name, or an ``.npz`` file of them;
+            random ones by default.
+        verify: compare result and source in onnxruntime, with the plugin and without.
+        measure: time both, in turns.
+        external_above: bytes of weights from which they go to a file of their own.
+        progress: called with a line of text at every step.
+
+    Raises:
+        ExportError: the source cannot be read, has no layer to replace, or the result differs
+            from it; nothing is written then.
+        DataError: ``inputs`` do not fit the model.
+    """
+    source = Path(source)
+    output = default_output(source) if output is None else Path(output)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ExportError(f"{output}: this is the source; name another file for the result.")
+    say = progress or (lambda line: None)
+    say(f"reading {source}")
+    model = read_onnx(source)
+    outside = external_files(model)
+    say("replacing the output layer")
+    report, heads = rewrite(model, str(source), top_k=top_k, min_outputs=min_outputs, where=node)
+    size = source.stat().st_size + sum(file.stat().st_size for file in outside)
+    with staging(output) as stage:
+        reference = None
+        if verify or measure:
+            reference = _reference(source, model, heads, stage, top_k, inputs)
+        plan = Plan(model, report, heads, top_k, size, bool(outside), external_above, source)
+        return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
+
+
+def default_output(source: Path) -> Path:
+    """Return ``model.qcompile.onnx`` for ``model.onnx``."""
+    return source.with_name(f"{source.stem}.qcompile.onnx")
+
+
+def rewrite(
+    model: ir.Model,
+    where_from: str,
+    *,
+    top_k: int | None,
+    min_outputs: int,
+    where: str | None,
+) -> tuple[Report, list[Head]]:
+    """Replace the output layers of ``model`` in place.
+
+    Raises:
+        ExportError: there is none to replace; says why not.
+    """
+    step = OutputLayer(top_k=top_k, min_outputs=min_outputs, where=where)
+    try:
+        result = step(model)
+    except PassError as error:
+        raise ExportError(f"{where_from}: {error}") from error
+    if not result.modified:
+        raise ExportError(f"{where_from}: {_nothing(result.report, min_outputs, where)}")
+    return result.report, step.heads
+
+
+def _nothing(report: Report, min_outputs: int, where: str | None) -> str:
+    done = [entry for entry in report.skipped if entry.reason.startswith("already")]
+    if done:
+        return (
+            f"node {done[0].name!r} is {done[0].reason}: this file has been exported before. "
+            "Export the file that it was made from."
+        )
+    if where is not None:
+        near = [entry for entry in report.skipped if "do not match" not in entry.reason]
+        names = [repr(entry.name) for entry in report.skipped][:8]
+        why = "; ".join(f"{entry.name!r}: {entry.reason}" for entry in near[:3])
+        return f"no output layer answers to {where!r}. {why or 'Layers: ' + ', '.join(names)}."
+    small = "fewer than"
+    large = [entry for entry in report.skipped if small not in entry.reason]
+    parts = [f"{entry.kind} {entry.name!r}: {entry.reason}" for entry in large[:5]]
+    if not parts and report.skipped:
+        most = max(int(entry.reason.split()[0]) for entry in report.skipped)
+        parts = [f"the largest has {most} outputs; lower min_outputs (--min-outputs)"]
+    parts += report.notes
+    why = "; ".join(parts) or "it has no Gemm or MatMul"
+    return f"no output layer of {min_outputs} outputs or more was found. {why}."
+
+
+def _reference(
+    source: Path,
+    model: ir.Model,
+    heads: list[Head],
+    stage: Staging,
+    top_k: int | None,
+    inputs: str | Path | Mapping[str, Any] | None,
+) -> Reference:
+    session = Session(source, plugin=False)
+    feeds = example.invented(session, model) if inputs is None else example.given(inputs, session)
+    answers = session.run(feeds)
+    exposed = _exposed_scores(source, heads, stage, feeds)
+    expected = expectations(answers, heads, top_k, exposed)
+    return Reference([(feeds, expected)], source)
+
+
+def expectations(
+    answers: Mapping[str, Any],
+    heads: list[Head],
+    top_k: int | None,
+    exposed: Mapping[str, np.ndarray],
+) -> list[Expectation]:
+    """Say what the exported model has to answer, given the source's answers.
+
+    Args:
+        answers: the source's outputs by name.
+        heads: the layers that were replaced.
+        top_k: as for :func:`export_onnx`.
+        exposed: all scores of the layers whose choice alone is handed out, by name.
+    """
+    found: dict[str, Expectation] = {}
+    for head in heads:
+        soft = head.became.startswith("LinearSoftmax")
+        if top_k is not None:
+            scores, ids = head.results_after
+            before = head.results_before[0]
+            found[before] = Expectation(scores, answers[before], "best", ids, soft)
+            continue
+        for name in head.results_before:
+            if name not in answers:
+                continue
+            answer = answers[name]
+            if head.scores in exposed and answer.dtype == np.int64:
+                found[name] = Expectation(name, exposed[head.scores], "ids", answer)
+            else:
+                found[name] = Expectation(name, answer, probabilities=soft)
+    return [found.get(name) or Expectation(name, answer) for name, answer in answers.items()]
+
+
+def _exposed_scores(
+    source: Path, heads: list[Head], stage: Staging, feeds: Feeds
+) -> dict[str, np.ndarray]:
+    """Return all scores of the layers of which the graph hands out only the best ids."""
+    wanted = [head.scores for head in heads if head.became == "LinearTopK"]
+    if not wanted:
+        return {}
+    model = read_onnx(source)
+    values = {output.name: output for node in model.graph for output in node.outputs}
+    for name in wanted:
+        value = values[name]
+        if not value.is_graph_output():
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(value)
+    side = Staging(stage.output.with_name("scores.onnx"), stage.path.parent)
+    save(model, side, external=bool(external_files(model)), external_above=EXTERNAL_ABOVE)
+    answers = Session(side.path, plugin=False).run(feeds)
+    return {name: answers[name] for name in wanted}
