@@ -1,0 +1,57 @@
+// The rows of a scan that the error bound cannot exclude from the k best.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace qcompile {
+
+struct Candidate {
+  float lower;  // its score is at least this
+  float upper;  // and at most this
+  int32_t row;
+};
+
+// A lower bound of the k-th best score, shared by the threads that scan for one query.
+class Threshold {
+ public:
+  float get() const { return value_.load(std::memory_order_relaxed); }
+  void reset() { value_.store(-std::numeric_limits<float>::infinity(), std::memory_order_relaxed); }
+  void raise(float value) {
+    float seen = get();
+    while (seen < value && !value_.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  std::atomic<float> value_{-std::numeric_limits<float>::infinity()};
+};
+
+// What one thread found for one query.
+class Collector {
+ public:
+  void start(int64_t k, Threshold* threshold);
+  // Makes room for `count` more, dropping what has been excluded meanwhile.
+  void reserve(int64_t count);
+  // A bound that is NaN or beyond float's range counts as unknown.
+  void add(float lower, float upper, int32_t row);
+  // Whether so many rows are close to the k-th that computing all scores is cheaper.
+  bool overflowed() const { return overflowed_; }
+  std::span<const Candidate> candidates() const { return found_; }
+
+ private:
+  int64_t k_ = 0;
+  size_t limit_ = 0;
+  bool overflowed_ = false;
+  Threshold* threshold_ = nullptr;
+  std::vector<Candidate> found_;
+};
+
+// Drops candidates that cannot be among the k best of all of them; returns a lower bound of the
+// k-th best score, or minus infinity for fewer than k.
+float prune(std::vector<Candidate>& found, int64_t k);
+
+}  // namespace qcompile

@@ -1,0 +1,138 @@
+#include <algorithm>
+
+#include "core/intrinsics.h"
+#include "index/dense_kernels.h"
+
+namespace qcompile {
+namespace {
+
+constexpr int kWidth = 8;
+
+QC_AVX2 inline float pairwise_sum(__m256 low, __m256 high) {
+  // Lanes 0-7 plus 8-15, then halves until one is left: the order of the scalar kernel.
+  const __m256 eight = _mm256_add_ps(low, high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+QC_AVX2 inline __m256i first_lanes(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const auto bound = static_cast<int>(std::clamp<int64_t>(count, 0, kWidth));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(bound), lane);
+}
+
+template <int kRows>
+QC_AVX2 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) {
+  const float* w = dense.weight + row * dense.depth;
+  __m256 low[kRows], high[kRows];
+  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_ps();
+  int64_t j = 0;
+  for (; j + 2 * kWidth <= dense.depth; j += 2 * kWidth) {
+    const __m256 x0 = _mm256_loadu_ps(query.x + j), x1 = _mm256_loadu_ps(query.x + j + kWidth);
+    for (int r = 0; r < kRows; ++r) {
+      const float* at = w + r * dense.depth + j;
+      low[r] = _mm256_fmadd_ps(_mm256_loadu_ps(at), x0, low[r]);
+      high[r] = _mm256_fmadd_ps(_mm256_loadu_ps(at + kWidth), x1, high[r]);
+    }
+  }
+  if (j < dense.depth) {
+    const __m256i m0 = first_lanes(dense.depth - j), m1 = first_lanes(dense.depth - j - kWidth);
+    const int64_t upper =
+        std::min(j + kWidth, dense.depth);  // nothing is read there if m1 is empty
+    const __m256 x0 = _mm256_maskload_ps(query.x + j, m0);
+    const __m256 x1 = _mm256_maskload_ps(query.x + upper, m1);
+    for (int r = 0; r < kRows; ++r) {
+      const float* at = w + r * dense.depth;
+      low[r] = _mm256_fmadd_ps(_mm256_maskload_ps(at + j, m0), x0, low[r]);
+      high[r] = _mm256_fmadd_ps(_mm256_maskload_ps(at + upper, m1), x1, high[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    query.scores[row + r] = pairwise_sum(low[r], high[r]) + dense.bias[row + r];
+  }
+}
+
+QC_AVX2 void rows(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end) {
+  int64_t row = begin;
+  for (; row + 4 <= end; row += 4) dot_rows<4>(dense, query, row);
+  for (; row < end; ++row) dot_rows<1>(dense, query, row);
+}
+
+// rows[0..7] of 8 columns into columns of 8 rows.
+QC_AVX2 inline void transpose_8x8(__m256 (&rows)[8]) {
+  __m256 pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+QC_AVX2 void transpose(const Dense& dense, int64_t first, int64_t end, float* panel) {
+  const int64_t depth = dense.depth;
+  for (int64_t lane = 0; lane < kPanelRows; lane += kWidth) {
+    for (int64_t j = 0; j < depth; j += kWidth) {
+      const __m256i mask = first_lanes(depth - j);
+      __m256 part[8];
+      for (int r = 0; r < 8; ++r) {
+        const int64_t row = first + lane + r;
+        part[r] = row < end ? _mm256_maskload_ps(dense.weight + row * depth + j, mask)
+                            : _mm256_setzero_ps();
+      }
+      transpose_8x8(part);
+      for (int64_t i = 0; i < std::min<int64_t>(kWidth, depth - j); ++i) {
+        _mm256_storeu_ps(panel + (j + i) * kPanelRows + lane, part[i]);
+      }
+    }
+  }
+}
+
+template <int kQueries>
+QC_AVX2 void multiply_panel(const float* panel, int64_t depth, const DenseQuery* queries,
+                            float* sums) {
+  for (int64_t lane = 0; lane < kPanelRows; lane += 2 * kWidth) {
+    __m256 low[kQueries], high[kQueries];
+    for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm256_setzero_ps();
+    for (int64_t j = 0; j < depth; ++j) {
+      const __m256 w0 = _mm256_loadu_ps(panel + j * kPanelRows + lane);
+      const __m256 w1 = _mm256_loadu_ps(panel + j * kPanelRows + lane + kWidth);
+      for (int q = 0; q < kQueries; ++q) {
+        const __m256 x = _mm256_broadcast_ss(queries[q].x + j);
+        low[q] = _mm256_fmadd_ps(w0, x, low[q]);
+        high[q] = _mm256_fmadd_ps(w1, x, high[q]);
+      }
+    }
+    for (int q = 0; q < kQueries; ++q) {
+      _mm256_storeu_ps(sums + q * kPanelRows + lane, low[q]);
+      _mm256_storeu_ps(sums + q * kPanelRows + lane + kWidth, high[q]);
+    }
+  }
+}
+
+QC_AVX2 void multiply(const float* panel, int64_t depth, const DenseQuery* queries, int64_t count,
+                      float* sums) {
+  int64_t q = 0;
+  for (; q + 6 <= count; q += 6) {
+    multiply_panel<6>(panel, depth, queries + q, sums + q * kPanelRows);
+  }
+  for (; q + 2 <= count; q += 2) {
+    multiply_panel<2>(panel, depth, queries + q, sums + q * kPanelRows);
+  }
+  if (q < count) multiply_panel<1>(panel, depth, queries + q, sums + q * kPanelRows);
+}
+
+}  // namespace
+
+const DenseKernels kDenseAvx2{rows, transpose, multiply};
+
+}  // namespace qcompile

@@ -1,0 +1,135 @@
+#include <algorithm>
+
+#include "core/intrinsics.h"
+#include "index/dense_kernels.h"
+
+namespace qcompile {
+namespace {
+
+constexpr int kWidth = 16;
+
+QC_AVX512 inline float pairwise_sum(__m512 sixteen) {
+  const __m256 eight =
+      _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps(sixteen, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+QC_AVX512 inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= kWidth ? 0xFFFF : (1u << count) - 1);
+}
+
+template <int kRows>
+QC_AVX512 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) {
+  const float* w = dense.weight + row * dense.depth;
+  __m512 sums[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  int64_t j = 0;
+  for (; j + kWidth <= dense.depth; j += kWidth) {
+    const __m512 x = _mm512_loadu_ps(query.x + j);
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(w + r * dense.depth + j), x, sums[r]);
+    }
+  }
+  if (j < dense.depth) {
+    const __mmask16 mask = first_lanes(dense.depth - j);
+    const __m512 x = _mm512_maskz_loadu_ps(mask, query.x + j);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 values = _mm512_maskz_loadu_ps(mask, w + r * dense.depth + j);
+      sums[r] = _mm512_fmadd_ps(values, x, sums[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    query.scores[row + r] = pairwise_sum(sums[r]) + dense.bias[row + r];
+  }
+}
+
+QC_AVX512 void rows(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end) {
+  int64_t row = begin;
+  for (; row + 8 <= end; row += 8) dot_rows<8>(dense, query, row);
+  for (; row < end; ++row) dot_rows<1>(dense, query, row);
+}
+
+// rows[0..15] of 16 columns into columns of 16 rows.
+QC_AVX512 inline void transpose_16x16(__m512 (&rows)[16]) {
+  __m512 pairs[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  // Column c of every 128-bit lane, of four rows each: fours[4 * g + c] for rows 4g..4g+3.
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xDD);
+    const __m512 even_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xDD);
+    rows[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+    rows[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+  }
+}
+
+QC_AVX512 void transpose(const Dense& dense, int64_t first, int64_t end, float* panel) {
+  const int64_t depth = dense.depth;
+  for (int64_t lane = 0; lane < kPanelRows; lane += kWidth) {
+    for (int64_t j = 0; j < depth; j += kWidth) {
+      const __mmask16 mask = first_lanes(depth - j);
+      __m512 part[16];
+      for (int r = 0; r < 16; ++r) {
+        const int64_t row = first + lane + r;
+        part[r] = row < end ? _mm512_maskz_loadu_ps(mask, dense.weight + row * depth + j)
+                            : _mm512_setzero_ps();
+      }
+      transpose_16x16(part);
+      for (int64_t i = 0; i < std::min<int64_t>(kWidth, depth - j); ++i) {
+        _mm512_storeu_ps(panel + (j + i) * kPanelRows + lane, part[i]);
+      }
+    }
+  }
+}
+
+template <int kQueries>
+QC_AVX512 void multiply_panel(const float* panel, int64_t depth, const DenseQuery* queries,
+                              float* sums) {
+  __m512 low[kQueries], high[kQueries];
+  for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm512_setzero_ps();
+  for (int64_t j = 0; j < depth; ++j) {
+    const __m512 w0 = _mm512_loadu_ps(panel + j * kPanelRows);
+    const __m512 w1 = _mm512_loadu_ps(panel + j * kPanelRows + kWidth);
+    for (int q = 0; q < kQueries; ++q) {
+      const __m512 x = _mm512_set1_ps(queries[q].x[j]);
+      low[q] = _mm512_fmadd_ps(w0, x, low[q]);
+      high[q] = _mm512_fmadd_ps(w1, x, high[q]);
+    }
+  }
+  for (int q = 0; q < kQueries; ++q) {
+    _mm512_storeu_ps(sums + q * kPanelRows, low[q]);
+    _mm512_storeu_ps(sums + q * kPanelRows + kWidth, high[q]);
+  }
+}
+
+QC_AVX512 void multiply(const float* panel, int64_t depth, const DenseQuery* queries, int64_t count,
+                        float* sums) {
+  int64_t q = 0;
+  for (; q + 12 <= count; q += 12) {
+    multiply_panel<12>(panel, depth, queries + q, sums + q * kPanelRows);
+  }
+  for (; q + 4 <= count; q += 4) {
+    multiply_panel<4>(panel, depth, queries + q, sums + q * kPanelRows);
+  }
+  for (; q < count; ++q) multiply_panel<1>(panel, depth, queries + q, sums + q * kPanelRows);
+}
+
+}  // namespace
+
+const DenseKernels kDenseAvx512{rows, transpose, multiply};
+
+}  // namespace qcompile

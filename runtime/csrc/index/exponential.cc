@@ -1,0 +1,110 @@
+#include "index/exponential.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+namespace qcompile {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int64_t kChunk = 256;  // values summed in float before the sum goes to a double
+
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln 2 / 2, and exp(r) by its Taylor
+// series, whose first neglected term is below 2^-27.
+QC_INLINE float exponential(float x) {
+  constexpr float kMagic = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float kLn2High = 0.693359375f;    // nine bits, so n * kLn2High is exact
+  constexpr float kLn2Low = -2.12194440e-4f;  // ln 2 - kLn2High
+  constexpr float kLeast = -87.33654f;        // log of the smallest normal float
+  const float shifted = x * 1.44269504f + kMagic;
+  const float n = shifted - kMagic;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  const auto exponent = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kMagic) + 127;
+  const float power = std::bit_cast<float>(exponent << 23);
+  return x < kLeast ? 0.0f : p * power;
+}
+
+QC_INLINE double exponentials_body(float* values, int64_t count, float shift) {
+  double total = 0;
+  for (int64_t first = 0; first < count; first += kChunk) {
+    const int64_t end = std::min(first + kChunk, count);
+    float sums[kLanes] = {};
+    int64_t i = first;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float e = exponential(values[i + lane] - shift);
+        values[i + lane] = e;
+        sums[lane] += e;
+      }
+    }
+    for (int lane = 0; i < end; ++lane, ++i) {
+      values[i] = exponential(values[i] - shift);
+      sums[lane] += values[i];
+    }
+    for (float sum : sums) total += sum;
+  }
+  return total;
+}
+
+QC_INLINE void scale_body(float* values, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor;
+}
+
+QC_INLINE float greatest_body(const float* values, int64_t count) {
+  float best[kLanes];
+  for (float& lane : best) lane = -std::numeric_limits<float>::infinity();
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      best[lane] = values[i + lane] > best[lane] ? values[i + lane] : best[lane];
+    }
+  }
+  for (; i < count; ++i) best[0] = values[i] > best[0] ? values[i] : best[0];
+  return *std::ranges::max_element(best);
+}
+
+double exponentials_scalar(float* v, int64_t n, float shift) {
+  return exponentials_body(v, n, shift);
+}
+QC_AVX2 double exponentials_avx2(float* v, int64_t n, float shift) {
+  return exponentials_body(v, n, shift);
+}
+QC_AVX512 double exponentials_avx512(float* v, int64_t n, float shift) {
+  return exponentials_body(v, n, shift);
+}
+void scale_scalar(float* v, int64_t n, float factor) { scale_body(v, n, factor); }
+QC_AVX2 void scale_avx2(float* v, int64_t n, float factor) { scale_body(v, n, factor); }
+QC_AVX512 void scale_avx512(float* v, int64_t n, float factor) { scale_body(v, n, factor); }
+float greatest_scalar(const float* v, int64_t n) { return greatest_body(v, n); }
+QC_AVX2 float greatest_avx2(const float* v, int64_t n) { return greatest_body(v, n); }
+QC_AVX512 float greatest_avx512(const float* v, int64_t n) { return greatest_body(v, n); }
+
+}  // namespace
+
+double exponentials(float* values, int64_t count, float shift, Isa isa) {
+  if (isa == Isa::kAvx512) return exponentials_avx512(values, count, shift);
+  if (isa == Isa::kAvx2) return exponentials_avx2(values, count, shift);
+  return exponentials_scalar(values, count, shift);
+}
+
+void scale_values(float* values, int64_t count, float factor, Isa isa) {
+  if (isa == Isa::kAvx512) return scale_avx512(values, count, factor);
+  if (isa == Isa::kAvx2) return scale_avx2(values, count, factor);
+  scale_scalar(values, count, factor);
+}
+
+float greatest(const float* values, int64_t count, Isa isa) {
+  if (isa == Isa::kAvx512) return greatest_avx512(values, count);
+  if (isa == Isa::kAvx2) return greatest_avx2(values, count);
+  return greatest_scalar(values, count);
+}
+
+}  // namespace qcompile

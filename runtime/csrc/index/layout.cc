@@ -1,0 +1,84 @@
+#include "index/layout.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace qcompile {
+namespace {
+
+constexpr float kSmallest = std::numeric_limits<float>::min();
+
+// Exponent all ones: NaN or infinity, whatever the floating-point environment.
+bool finite(const float* values, int64_t count) {
+  bool good = true;
+  for (int64_t i = 0; i < count; ++i) good &= std::isfinite(values[i]);
+  return good;
+}
+
+void pack_block(const float* weight, int64_t first, int64_t last, int64_t depth, int8_t* packed,
+                float* scale, float* error, int8_t* row) {
+  std::memset(packed, 0, static_cast<size_t>(step_count(depth)) * kStepBytes);
+  for (int64_t r = first; r < last; ++r) {
+    error[r] = round_up(quantise(weight + r * depth, depth, scale + r, row));
+    int8_t* lane = packed + (r - first) * kBlockDepth;
+    for (int64_t j = 0; j < depth; ++j) {
+      lane[j / kBlockDepth * kStepBytes + j % kBlockDepth] = row[j];
+    }
+  }
+}
+
+}  // namespace
+
+float round_up(double value) {
+  if (value == 0) return 0;
+  float nearest = static_cast<float>(value);
+  if (static_cast<double>(nearest) < value) {
+    nearest = std::nextafter(nearest, std::numeric_limits<float>::infinity());
+  }
+  // No subnormal bound: a processor that flushes those to zero would take it for none.
+  return std::max(nearest, kSmallest);
+}
+
+double quantise(const float* values, int64_t count, float* scale, int8_t* quantised) {
+  float largest = 0;
+  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, std::fabs(values[j]));
+  const float step = largest / 127.0f;
+  *scale = step < kSmallest ? 0.0f : step;
+  double total = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const float rounded = *scale > 0 ? std::nearbyint(values[j] / *scale) : 0.0f;
+    quantised[j] = static_cast<int8_t>(rounded);
+    // Exact: a float less the product of a float and seven bits.
+    const double residual =
+        static_cast<double>(values[j]) - static_cast<double>(*scale) * static_cast<double>(rounded);
+    total += residual * residual;
+  }
+  return std::sqrt(total) * (1 + static_cast<double>(count + 4) * 0x1p-52);
+}
+
+void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed, float* scale,
+               float* error, const Executor& executor) {
+  const int64_t block_bytes = step_count(depth) * kStepBytes;
+  parallel_for(executor, block_count(rows), 64, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> row(static_cast<size_t>(depth));
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlockRows;
+      const int64_t last = std::min(first + kBlockRows, rows);
+      for (int64_t r = first; r < last; ++r) {
+        if (finite(weight + r * depth, depth)) continue;
+        throw std::invalid_argument("pack_rows: row " + std::to_string(r) +
+                                    " of the weight holds NaN or infinity");
+      }
+      pack_block(weight, first, last, depth, packed + block * block_bytes, scale, error,
+                 row.data());
+    }
+  });
+}
+
+}  // namespace qcompile

@@ -1,0 +1,221 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "index/dense.h"
+#include "index/exponential.h"
+#include "index/operators.h"
+#include "index/rescore.h"
+#include "index/scan.h"
+
+namespace qcompile {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLogLeast = -18.420681f;  // log 1e-8: rows below this share of the best stay int8
+constexpr double kMostChange = 5e-6;      // of the normaliser, by rows that stay int8
+constexpr int64_t kPieceTiles = 16;       // tiles that one task handles
+constexpr int64_t kRescoredShare = 16;    // dense if more than 1 / 16 of a piece is rescored
+
+// A run of rows of one query.
+struct Piece {
+  std::vector<int32_t> rows;  // rescored
+  std::vector<float> scores;  // theirs, later their exponentials
+  double tail = 0;            // sum of the other rows' exponentials
+  bool flat = false;
+};
+
+// Buffers of one call, kept by the calling thread.
+struct Workspace {
+  QueryGroup group;
+  std::vector<float> least;  // a lower bound of each query's best score, piece by piece
+  std::vector<Piece> pieces;
+  std::vector<float> greatest;
+  std::vector<double> total;
+};
+
+// Softmax of one group of queries by the int8 scan.
+class Scan {
+ public:
+  Scan(const Head& head, const float* hidden, float* out, const Executor& executor, Isa isa,
+       Workspace& workspace)
+      : head_(head), hidden_(hidden), out_(out), executor_(executor), isa_(isa), w_(workspace) {}
+
+  // Sets done[i] for every query whose probabilities are complete.
+  void run(int64_t count, char* done) {
+    w_.group.encode(head_, hidden_, count);
+    tiles_ = ceil_div(block_count(head_.rows()), kTileBlocks);
+    parts_ = ceil_div(tiles_, kPieceTiles);
+    w_.least.assign(static_cast<size_t>(count * parts_), -kInfinity);
+    w_.pieces.resize(static_cast<size_t>(count * parts_));
+    w_.greatest.assign(static_cast<size_t>(count), -kInfinity);
+    w_.total.assign(static_cast<size_t>(count), 0);
+    executor_.run(parts_, [&](int64_t part) { scan(part); });
+    executor_.run(count * parts_, [&](int64_t i) { rescore(i / parts_, i % parts_); });
+    for (int64_t q = 0; q < count; ++q) done[q] = find_greatest(q);
+    executor_.run(count * parts_, [&](int64_t i) {
+      if (done[i / parts_]) exponentiate(i / parts_, i % parts_);
+    });
+    for (int64_t q = 0; q < count; ++q) done[q] = done[q] && find_total(q);
+    executor_.run(count * parts_, [&](int64_t i) {
+      if (done[i / parts_]) normalise(i / parts_, i % parts_);
+    });
+  }
+
+ private:
+  int64_t first_row(int64_t part) const {
+    return std::min(part * kPieceTiles * kTileRows, head_.rows());
+  }
+  Piece& piece(int64_t query, int64_t part) {
+    return w_.pieces[static_cast<size_t>(query * parts_ + part)];
+  }
+  float* row(int64_t query) { return out_ + query * head_.rows(); }
+
+  void scan(int64_t part) {
+    thread_local std::vector<int32_t> kept;
+    kept.resize(kTileQueries * kTileRows);
+    int32_t* dots = kept.data();
+    const int64_t blocks = block_count(head_.rows());
+    for (int64_t t = part * kPieceTiles; t < std::min((part + 1) * kPieceTiles, tiles_); ++t) {
+      const TileRows tile{t * kTileBlocks, std::min(kTileBlocks, blocks - t * kTileBlocks)};
+      tile_dots(head_, tile, w_.group, 0, w_.group.size(), dots, isa_);
+      for (int64_t q = 0; q < w_.group.size(); ++q) {
+        if (!w_.group[q].finite) continue;
+        float& least = w_.least[static_cast<size_t>(q * parts_ + part)];
+        least = std::max(least, score_tile(head_, tile, dots + q * tile.blocks * kBlockRows,
+                                           w_.group[q], row(q) + t * kTileRows, isa_));
+      }
+    }
+  }
+
+  // Computes exactly what may be probable, and takes it out of the row for now.
+  void rescore(int64_t query, int64_t part) {
+    Piece& p = piece(query, part);
+    p.rows.clear();
+    p.scores.clear();
+    p.flat = !w_.group[query].finite;
+    if (p.flat) return;
+    const auto* bounds = w_.least.data() + query * parts_;
+    const float least = *std::max_element(bounds, bounds + parts_) + kLogLeast;
+    const int64_t begin = first_row(part), end = first_row(part + 1);
+    select_rows(head_, w_.group[query], row(query), begin, end, least, p.rows, isa_);
+    p.flat = static_cast<int64_t>(p.rows.size()) * kRescoredShare > head_.rows();
+    if (p.flat) return;
+    thread_local std::vector<double> x;
+    const float* hidden = hidden_ + query * head_.depth();
+    x.assign(hidden, hidden + head_.depth());
+    const ScoreKernel score = score_kernel(isa_);
+    for (int32_t r : p.rows) {
+      p.scores.push_back(score(head_.dense(), r, x.data()));
+      row(query)[r] = -kInfinity;
+    }
+  }
+
+  bool find_greatest(int64_t query) {
+    float& best = w_.greatest[static_cast<size_t>(query)];
+    for (int64_t part = 0; part < parts_; ++part) {
+      const Piece& p = piece(query, part);
+      if (p.flat) return false;
+      for (float score : p.scores) best = std::max(best, score);
+    }
+    return std::isfinite(best);
+  }
+
+  void exponentiate(int64_t query, int64_t part) {
+    Piece& p = piece(query, part);
+    const float best = w_.greatest[static_cast<size_t>(query)];
+    const int64_t begin = first_row(part), end = first_row(part + 1);
+    p.tail = exponentials(row(query) + begin, end - begin, best, isa_);
+  }
+
+  // Adds up the normaliser; false if the int8 scores might change it too much.
+  bool find_total(int64_t query) {
+    const float best = w_.greatest[static_cast<size_t>(query)];
+    double tail = 0, total = 0;
+    for (int64_t part = 0; part < parts_; ++part) {
+      Piece& p = piece(query, part);
+      tail += p.tail;
+      total += exponentials(p.scores.data(), static_cast<int64_t>(p.scores.size()), best, isa_);
+    }
+    total += tail;
+    w_.total[static_cast<size_t>(query)] = total;
+    const Query& q = w_.group[query];
+    const double bound = static_cast<double>(head_.most_error()) * q.norm +
+                         static_cast<double>(head_.most_norm()) * q.error;
+    // Rows further than 88 below the best have exponentials of zero.
+    const double margin = bound + 0x1p-21 * (std::fabs(best) + 88 + bound) + q.underflow;
+    return tail * std::expm1(margin) <= kMostChange * total;
+  }
+
+  void normalise(int64_t query, int64_t part) {
+    const Piece& p = piece(query, part);
+    const auto factor = static_cast<float>(1 / w_.total[static_cast<size_t>(query)]);
+    const int64_t begin = first_row(part), end = first_row(part + 1);
+    scale_values(row(query) + begin, end - begin, factor, isa_);
+    for (size_t i = 0; i < p.rows.size(); ++i) row(query)[p.rows[i]] = p.scores[i] * factor;
+  }
+
+  const Head& head_;
+  const float* hidden_;
+  float* out_;
+  const Executor& executor_;
+  const Isa isa_;
+  Workspace& w_;
+  int64_t tiles_ = 0;
+  int64_t parts_ = 0;
+};
+
+void dense_softmax(const Head& head, std::span<const DenseQuery> queries, const Executor& executor,
+                   Isa isa) {
+  const int64_t panels = ceil_div(head.rows(), kPanelRows);
+  parallel_for(executor, panels, 16, [&](int64_t begin, int64_t end) {
+    dense_scores(head.dense(), queries, begin * kPanelRows, std::min(end * kPanelRows, head.rows()),
+                 isa);
+  });
+  executor.run(static_cast<int64_t>(queries.size()), [&](int64_t i) {
+    float* row = queries[static_cast<size_t>(i)].scores;
+    const float best = greatest(row, head.rows(), isa);
+    const double total = exponentials(row, head.rows(), best, isa);
+    scale_values(row, head.rows(), static_cast<float>(1 / total), isa);
+  });
+}
+
+}  // namespace
+
+void linear_softmax(const Head& head, const float* hidden, int64_t count, float* probabilities,
+                    const Executor& executor, Isa isa) {
+  if (count == 0) return;
+  thread_local std::vector<char> kept;
+  kept.assign(static_cast<size_t>(count), 0);
+  char* done = kept.data();
+  const SerialExecutor serial;
+  const bool small = head.rows() * head.depth() < kParallelWork / count;
+  const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
+  const auto scan = [&](int64_t first, int64_t group, const Executor& inner) {
+    thread_local Workspace workspace;
+    Scan(head, hidden + first * head.depth(), probabilities + first * head.rows(), inner, isa,
+         workspace)
+        .run(group, done + first);
+  };
+  if (head.packed()) {
+    // Threads take groups of queries if there are enough of them, else parts of the rows.
+    const int64_t threads = used.threads();
+    const int64_t groups = ceil_div(ceil_div(count, kTileQueries), threads) * threads;
+    const int64_t size = count >= 4 * groups ? ceil_div(count, groups) : kTileQueries;
+    const bool outer = threads > 1 && count >= 4 * groups;
+    const Executor& inner = outer ? static_cast<const Executor&>(serial) : used;
+    const auto group = [&](int64_t i) { scan(i * size, std::min(size, count - i * size), inner); };
+    (outer ? used : static_cast<const Executor&>(serial)).run(ceil_div(count, size), group);
+  }
+  thread_local std::vector<DenseQuery> flat;
+  flat.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    if (done[i]) continue;
+    flat.push_back({hidden + i * head.depth(), probabilities + i * head.rows()});
+  }
+  if (!flat.empty()) dense_softmax(head, flat, used, isa);
+}
+
+}  // namespace qcompile
