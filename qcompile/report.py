@@ -35,10 +35,17 @@ class Entry:
 
 @dataclass
 class Report:
-    """Everything that passes did to one model, in order."""
+    """Everything that passes did to one model, in order.
+
+    Args:
+        entries: one for each module or node that was looked at.
+        notes: what else is worth knowing.
+        problems: what was asked for and not done, such as a selector that matches nothing.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def rewritten(self) -> list[Entry]:
@@ -56,9 +63,10 @@ class Report:
         return bool(self.rewritten)
 
     def extend(self, other: Report) -> None:
-        """Append the entries and notes of ``other``."""
+        """Append everything that ``other`` holds."""
         self.entries.extend(other.entries)
         self.notes.extend(other.notes)
+        self.problems.extend(other.problems)
 
     def summary(self) -> str:
         """Say in one line what happened, and why nothing did if nothing did."""
@@ -77,14 +85,17 @@ class Report:
             "summary": self.summary(),
             "entries": [asdict(entry) for entry in self.entries],
             "notes": list(self.notes),
+            "problems": list(self.problems),
         }
 
     def __str__(self) -> str:
         """Lay out as a table of plain text; the command line draws a richer one."""
-        lines = [self.summary(), *self.notes]
+        lines = [self.summary(), *self.problems, *self.notes]
         width = max((len(entry.name) for entry in self.entries), default=0)
         for entry in self.entries:
             before, after = entry.parameters
             size = f"{before:,} → {after:,} parameters" if entry.status == "rewritten" else ""
-            lines.append(f"  {entry.name:<{width}}  {entry.status}: {entry.reason}  {size}".rstrip())
+            lines.append(
+                f"  {entry.name:<{width}}  {entry.status}: {entry.reason}  {size}".rstrip()
+            )
         return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""Exchanges the output layer for one whose active neurons are found by hashing.
+
+    Linear(d, N)  →  LSHLinear(d, N)    same weight and bias, the very same Parameter objects
+
+The output layer is the Linear from which an output of the model is computed by operations
+without weights: a softmax, a reshape, a choice of the best, packing into a dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from qcompile.config import LSH
+from qcompile.errors import PassError, QCompileError, TraceError
+from qcompile.passes.base import Pass, PassResult
+from qcompile.passes.fx.dataflow import Dataflow, Value
+from qcompile.passes.fx.layers import Layer, as_plain, find_layers, obstacle, replace_modules
+from qcompile.passes.fx.selection import Selection
+from qcompile.passes.fx.tracing import EXPORT, Trace
+from qcompile.report import Entry, Report, Status
+from qcompile.routing import accept_target, keyword
+
+__all__ = ["ALREADY", "SubstituteOutput"]
+
+ALREADY = "already LSH-sparse"
+
+
+@dataclass
+class _Candidate:
+    """A layer that computes an output.
+
+    Args:
+        layer: the layer.
+        behind: operations between it and the output, in order.
+        is_last_axis: whether an output's last axis is known to be as long as the layer is wide.
+    """
+
+    layer: Layer
+    behind: dict[str, None] = field(default_factory=dict)
+    is_last_axis: bool = False
+
+
+class SubstituteOutput(Pass[nn.Module]):
+    """Substitutes the output layer, and lets the model take ``target=``.
+
+    Args:
+        config: how to hash, and which layer to take.
+        trace: of the model that the pass will be called on.
+    """
+
+    def __init__(self, config: LSH, trace: Trace) -> None:
+        self._config = config
+        self._trace = trace
+
+    @property
+    def name(self) -> str:
+        """The name that reports and errors use."""
+        return "sparse_output"
+
+    def call(self, model: nn.Module) -> PassResult[nn.Module]:
+        """Substitute, and report the layer or why there is none.
+
+        Raises:
+            TraceError: the model cannot be traced and ``LSH.where`` names no layer.
+            PassError: several layers qualify and ``LSH.where`` does not choose.
+        """
+        report = Report()
+        layers = find_layers(model, self._trace)
+        candidates = _candidates(model, layers, self._trace.flow)
+        if self._config.where is None:
+            chosen = self._search(layers, candidates, report)
+        else:
+            chosen = self._select(model, layers, candidates, report)
+        new = {layer.module: _build(layer, self._config) for layer in chosen}
+        reason = f"LSH {self._config.family}, same weights"
+        report.entries += [self._entry(layer, reason, "rewritten") for layer in chosen]
+        already = any(entry.reason == ALREADY for entry in report.entries)
+        if not new and not already:
+            report.problems.append(f"sparse_output: {report.summary()}.")
+        if new and model not in new:
+            accept_target(model, {layer.name: new[layer.module] for layer in chosen})
+            report.notes += _describe_call(model, [c for c in candidates if c.layer in chosen])
+        return PassResult(replace_modules(model, new), bool(new), report)
+
+    def _search(
+        self, layers: list[Layer], candidates: list[_Candidate], report: Report
+    ) -> list[Layer]:
+        """Choose the one large layer that computes an output."""
+        large = [x for x in layers if _outputs(x) >= self._config.min_outputs]
+        if self._trace.flow is None and large:
+            failures = self._trace.failures
+            raise self._undecidable(large) from (failures[-1].error if failures else None)
+        wide = [c for c in candidates if c.layer in large]
+        # Keys and values that a language model hands out for its cache come from wide layers too.
+        wide = [c for c in wide if c.is_last_axis] or wide
+        if len(wide) > 1:
+            names = ", ".join(repr(c.layer.label) for c in wide)
+            raise PassError(
+                f"sparse_output: {names} all compute an output and have at least "
+                f"{self._config.min_outputs:,} of them; name the one to take, or several: "
+                f"LSH(where={wide[0].layer.label!r})."
+            )
+        for candidate in wide or candidates:
+            reason = self._refusal(candidate.layer)
+            if reason is None:
+                return [candidate.layer]
+            report.entries.append(self._entry(candidate.layer, reason, "skipped"))
+        if not candidates:
+            report.notes.append(
+                "no Linear computes an output without further weights behind it; "
+                "name the layer by LSH(where=...)"
+            )
+        return []
+
+    def _select(
+        self,
+        model: nn.Module,
+        layers: list[Layer],
+        candidates: list[_Candidate],
+        report: Report,
+    ) -> list[Layer]:
+        """Choose what ``where`` selects; among several, those that compute an output."""
+        selection = Selection(self._config.where)
+        selected = [x for x in layers if selection.refuses(x.names, x.module) is None]
+        computing = [c.layer for c in candidates if c.layer in selected]
+        chosen = []
+        for layer in selected:
+            reason = self._refusal(layer, any_size=True)
+            if reason is None and computing and layer not in computing:
+                reason = "it does not compute an output"
+            if reason is None:
+                chosen.append(layer)
+            else:
+                report.entries.append(self._entry(layer, reason, "skipped"))
+        report.problems += selection.unmatched(dict(model.named_modules()))
+        return chosen
+
+    def _refusal(self, layer: Layer, any_size: bool = False) -> str | None:
+        """Say why a layer cannot become the sparse output layer, if it cannot."""
+        from qcompile.nn.lsh import LSHLinear
+        from qcompile.nn.quadratic import QuadraticLayer
+
+        if isinstance(layer.module, LSHLinear):
+            return ALREADY
+        if isinstance(layer.module, QuadraticLayer):
+            return "quadratic: ask for sparse_output in the same call, or exclude the layer there"
+        if not isinstance(layer.module, nn.Linear):
+            return f"{type(layer.module).__name__} is not a Linear"
+        if not any_size and layer.module.out_features < self._config.min_outputs:
+            return (
+                f"{layer.module.out_features:,} outputs, fewer than LSH.min_outputs="
+                f"{self._config.min_outputs:,}; LSH(where={layer.name!r}) takes it all the same"
+            )
+        return obstacle(layer)
+
+    def _undecidable(self, large: list[Layer]) -> TraceError:
+        failures = self._trace.failures
+        tried = "; ".join(str(failure) for failure in failures)
+        names = ", ".join(repr(layer.label) for layer in large[:8])
+        inputs = "" if any(f.tracer == EXPORT for f in failures) else "Pass example_inputs=, or n"
+        return TraceError(
+            f"sparse_output: cannot tell which layer computes the output, since the model cannot "
+            f"be traced: {tried}. {inputs or 'N'}ame the layer: LSH(where=...); "
+            f"large enough are {names}."
+        )
+
+    def _entry(self, layer: Layer, reason: str, status: Status) -> Entry:
+        count = layer.parameters
+        return Entry(
+            self.name, layer.label, type(layer.module).__name__, status, reason, (count, count)
+        )
+
+
+def _outputs(layer: Layer) -> int:
+    """Return the width of a Linear, 0 for any other layer."""
+    return layer.module.out_features if isinstance(layer.module, nn.Linear) else 0
+
+
+def _candidates(model: nn.Module, layers: list[Layer], flow: Dataflow | None) -> list[_Candidate]:
+    """Find the linear layers that an output is computed from without further weights."""
+    linear = {layer.module: layer for layer in layers if hasattr(layer.module, "out_features")}
+    found: dict[Layer, _Candidate] = {}
+    for output in flow.outputs if flow else ():
+        behind: dict[str, None] = {}
+        reached = list(_reach(model, linear, output, behind))
+        for layer in reached:
+            candidate = found.setdefault(layer, _Candidate(layer))
+            candidate.behind.update(dict.fromkeys(reversed(behind)))
+            last = output.shape[-1:] if output.shape else ()
+            candidate.is_last_axis |= last == (layer.module.out_features,)
+    return list(found.values())
+
+
+def _reach(
+    model: nn.Module, linear: dict[nn.Module, Layer], output: Value, behind: dict[str, None]
+) -> Iterator[Layer]:
+    """Walk back from ``output`` and yield the layers met; ``behind`` collects what is passed."""
+    seen: set[int] = set()
+    waiting = [output]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        layer = linear.get(model.get_submodule(value.owner))
+        if layer is not None:
+            yield layer
+        elif not value.mixes and not value.parameter:
+            if value.operation not in ("getitem", "input", "attribute", "Identity"):
+                behind.setdefault(value.operation)
+            waiting.extend(reversed(value.inputs))
+
+
+def _build(layer: Layer, config: LSH) -> nn.Module:
+    from qcompile.nn.lsh import LSHLinear
+
+    try:
+        return LSHLinear.from_linear(as_plain(layer.module), config)
+    except QCompileError as error:
+        raise type(error)(f"output layer {layer.label!r}: {error}") from error
+
+
+def _describe_call(model: nn.Module, candidates: list[_Candidate]) -> Iterator[str]:
+    """Say how to train the model, as far as it is not obvious."""
+    word = keyword(type(model))
+    if word != "target":
+        yield f"the model's forward has a target of its own: call model(..., {word}=labels)"
+    for candidate in candidates:
+        if candidate.behind:
+            operations = ", ".join(candidate.behind)
+            yield f"with {word}= the forward ends at {candidate.layer.label!r}, before {operations}"

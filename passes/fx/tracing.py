@@ -1,0 +1,282 @@
+"""Finds out what a model's forward does, by the lightest means that works.
+
+``torch.fx.symbolic_trace`` needs no inputs and is quick, but gives up at Python control flow that
+depends on data. ``torch.export`` follows one call on example inputs. Where both fail, running the
+model on the inputs still tells which modules are called; without inputs nothing is known, and a
+pass has to go by the module tree alone.
+
+The model itself is never traced: a copy is, which shares its parameters and has no hooks, so that
+nothing a forward stores, counts or mutates while it is traced stays behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompile.errors import ConfigurationError
+from qcompile.flops import Measurement
+from qcompile.passes.fx.dataflow import Dataflow, read_graph
+
+__all__ = [
+    "EXPORT",
+    "NONE",
+    "RUN",
+    "SYMBOLIC",
+    "Failure",
+    "Inputs",
+    "Trace",
+    "scratch_copy",
+    "trace",
+]
+
+SYMBOLIC, EXPORT, RUN, NONE = "torch.fx.symbolic_trace", "torch.export", "a run", "none"
+
+Scalar = int | float | bool | str | None
+_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of a model."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example_inputs: Any) -> Inputs | None:
+        """Read what a user passes as ``example_inputs``.
+
+        Args:
+            example_inputs: a tensor, a sequence of positional arguments, a mapping of keyword
+                arguments, or ``None``.
+
+        Raises:
+            ConfigurationError: it is none of these, or holds NumPy arrays.
+        """
+        if example_inputs is None:
+            return None
+        if isinstance(example_inputs, torch.Tensor):
+            found = cls((example_inputs,))
+        elif isinstance(example_inputs, Mapping):
+            found = cls((), dict(example_inputs))
+        elif isinstance(example_inputs, tuple | list):
+            found = cls(tuple(example_inputs))
+        else:
+            raise ConfigurationError(
+                f"example_inputs must be a tensor, a tuple of positional arguments or a dict of "
+                f"keyword arguments, got {type(example_inputs).__name__}."
+            )
+        for where, value in [*enumerate(found.args), *found.kwargs.items()]:
+            if type(value).__module__.partition(".")[0] == "numpy":
+                raise ConfigurationError(
+                    f"example_inputs[{where!r}] is a NumPy {type(value).__name__}; the model takes "
+                    f"tensors: use torch.as_tensor."
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one tracer gave up.
+
+    Args:
+        tracer: its name.
+        error: what it raised.
+        module: qualified name of the innermost module that was running, empty for the model.
+        location: ``file:line`` of the innermost line outside torch, or empty.
+    """
+
+    tracer: str
+    error: Exception
+    module: str = ""
+    location: str = ""
+
+    def __str__(self) -> str:
+        reason = (str(self.error).strip() or type(self.error).__name__).splitlines()[0]
+        where = f"module {self.module!r}" if self.module else "the model's own forward"
+        return f"{self.tracer} failed in {where} ({self.location or 'no source'}): {reason}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of a model's forward.
+
+    Args:
+        tracer: the tracer that succeeded.
+        called: names of the modules that run, in order of their first call, or ``None``.
+        read: names of modules whose parameters are read by the forward of another module.
+        flow: the values computed, or ``None``.
+        failures: tracers that gave up before.
+    """
+
+    tracer: str
+    called: tuple[str, ...] | None = None
+    read: frozenset[str] = frozenset()
+    flow: Dataflow | None = None
+    failures: tuple[Failure, ...] = ()
+
+
+def trace(
+    model: nn.Module, inputs: Inputs | None = None, measurement: Measurement | None = None
+) -> Trace:
+    """Trace ``model`` without changing it.
+
+    Args:
+        model: any module.
+        inputs: arguments of one call, which torch.export needs.
+        measurement: of one call on ``inputs``; the last resort.
+    """
+    tracers: list[tuple[str, Callable[[nn.Module], Dataflow]]] = [
+        (SYMBOLIC, lambda copied: _symbolic(copied, inputs))
+    ]
+    if inputs is not None:
+        tracers.append((EXPORT, lambda copied: _export(copied, inputs)))
+    failures: list[Failure] = []
+    for name, tracer in tracers:
+        copied = scratch_copy(model)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                flow = tracer(copied)
+        except Exception as error:  # a model's forward may raise anything at all
+            failures.append(_failure(name, error, copied))
+        else:
+            called = _called(copied, flow)
+            return Trace(name, called, _read_directly(copied, flow), flow, tuple(failures))
+    if measurement is not None:
+        return Trace(RUN, measurement.called, failures=tuple(failures))
+    return Trace(NONE, failures=tuple(failures))
+
+
+def scratch_copy(model: nn.Module) -> nn.Module:
+    """Return a copy that shares parameters with ``model``, has its own buffers and no hooks.
+
+    A model that cannot be copied is returned as it is.
+    """
+    shared = {id(tensor): tensor for tensor in model.parameters()}
+    for module in model.modules():
+        plain = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+        # What a forward left behind as an attribute cannot be copied when it has a gradient.
+        shared.update((id(value), value) for value in plain if not value.is_leaf)
+    try:
+        copied = copy.deepcopy(model, shared)
+    except Exception:
+        return model
+    for module in copied.modules():
+        for kind in _HOOKS:
+            getattr(module, kind, {}).clear()
+        disable_fast_path(module)
+    return copied
+
+
+def disable_fast_path(module: nn.Module) -> None:
+    """Make torch's encoder call its layers, as training does, in place of one fused operator."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False
+
+
+class _LeafTracer(fx.Tracer):
+    """Takes a layer of a known type for one operation, in whatever package its class lives."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        """Return whether to record the call of ``module`` without looking inside."""
+        from qcompile.nn.lsh import LSHLinear
+        from qcompile.nn.quadratic import QuadraticLayer
+
+        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, LSHLinear)
+        return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
+
+
+def _symbolic(model: nn.Module, inputs: Inputs | None) -> Dataflow:
+    tracer = _LeafTracer()
+    graph = tracer.trace(model, concrete_args=_fixed_arguments(model, inputs))
+    return read_graph(graph, model, {})
+
+
+def _fixed_arguments(model: nn.Module, inputs: Inputs | None) -> dict[str, Scalar]:
+    """Return arguments that keep their default, or the plain value that the example gives.
+
+    Left open, ``if mask is not None`` would follow the branch of a call that passes a mask.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    given = dict(zip((p.name for p in named), inputs.args if inputs else (), strict=False))
+    given |= inputs.kwargs if inputs else {}
+    values = {p.name: given.get(p.name, p.default) for p in named}
+    return {name: value for name, value in values.items() if isinstance(value, Scalar)}
+
+
+def _export(model: nn.Module, inputs: Inputs | None) -> Dataflow:
+    assert inputs is not None
+    program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+    signature = program.graph_signature
+    graph = program.graph
+    flow = read_graph(graph, program.graph_module, dict(signature.inputs_to_parameters))
+    # In training, updated buffers are outputs too; they come first.
+    count = sum(isinstance(name, str) for name in signature.user_outputs)
+    return Dataflow(flow.values, flow.outputs[len(flow.outputs) - count :])
+
+
+def _called(model: nn.Module, flow: Dataflow) -> tuple[str, ...]:
+    """List the modules that compute a value; in a module called whole, all that it contains."""
+    names: dict[str, None] = {}
+    for value in flow.values:
+        names.setdefault(value.owner)
+        if value.opaque:
+            inner = model.get_submodule(value.owner).named_modules(prefix=value.owner)
+            names.update(dict.fromkeys(name for name, _ in inner))
+    return tuple(names)
+
+
+def _read_directly(model: nn.Module, flow: Dataflow) -> frozenset[str]:
+    """Name the modules that hold a parameter which another module's forward reads."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    names: set[str] = set()
+    for value in flow.values:
+        own = {id(p) for p in model.get_submodule(value.owner).parameters(recurse=False)}
+        for source in value.inputs:
+            if source.parameter:
+                parameter = id(model.get_parameter(source.parameter))
+                names.update(holders[parameter] if parameter not in own else ())
+    return frozenset(names)
+
+
+def _failure(tracer: str, error: Exception, model: nn.Module) -> Failure:
+    """Locate ``error`` in the model and in its source."""
+    names = {id(module): name for name, module in model.named_modules()}
+    module = location = inside_torch = ""
+    torch_folder = Path(torch.__file__).parent
+    here = str(Path(__file__).parent)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in names:
+            module = names[id(owner)]
+        file = frame.f_code.co_filename
+        if not file.startswith((str(torch_folder), here, "<")):
+            location = f"{file}:{line}"
+        elif file.startswith(str(torch_folder / "nn")) and not file.endswith(
+            "nn/modules/module.py"
+        ):
+            inside_torch = f"{file}:{line}"
+    return Failure(tracer, error, module, location or inside_torch)

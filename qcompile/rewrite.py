@@ -1,0 +1,258 @@
+"""``transform``: a first-order torch model in, quadratic neurons and a sparse output layer out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompile.config import LSH, Quadratic
+from qcompile.errors import ConfigurationError, PassError, QCompileWarning
+from qcompile.flops import Measurement, measure
+from qcompile.passes.base import Pass, PassManager
+from qcompile.passes.fx.layers import ROOT
+from qcompile.passes.fx.quadratic import IS_OUTPUT, SubstituteQuadratic
+from qcompile.passes.fx.sparse_output import SubstituteOutput
+from qcompile.passes.fx.tracing import NONE, Inputs, Trace, scratch_copy, trace
+from qcompile.report import Report
+
+__all__ = ["explain", "transform"]
+
+QuadraticRequest = str | Quadratic | Iterable[str | Quadratic] | None
+SparseRequest = bool | LSH | None
+
+
+def transform(
+    model: nn.Module,
+    quadratic: QuadraticRequest = None,
+    sparse_output: SparseRequest = None,
+    *,
+    example_inputs: Any = None,
+    strict: bool = False,
+    inplace: bool = False,
+) -> nn.Module:
+    """Substitute quadratic layers and an LSH-sparse output layer in a model of any class.
+
+    Layers are exchanged in the module tree; class, methods, hooks, training mode, devices, types
+    and the names of all other parameters stay. A layer that cannot be exchanged without losing
+    something is left alone, and the report says why. ``docs/transform.md`` has the details.
+
+    Args:
+        model: a module. What ``torch.compile`` returned is unwrapped: compile the result again.
+        quadratic: name of a form, a :class:`qcompile.Quadratic`, or several; of several, the
+            first whose selectors take a layer decides.
+        sparse_output: ``True`` or a :class:`qcompile.LSH` to exchange the output layer. The model
+            is then called as before, or as ``model(x, target=labels)``, which returns
+            ``(output, loss)`` like ``torch.nn.AdaptiveLogSoftmaxWithLoss``.
+        example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
+            Needed where ``torch.fx.symbolic_trace`` fails, and to count operations.
+        strict: raise where something that was asked for is not done, instead of warning.
+        inplace: rewrite ``model`` itself instead of a deep copy.
+
+    Returns:
+        The rewritten model, or the new layer if the model is itself a layer to exchange. Its
+        ``qcompile_report`` is a :class:`qcompile.Report`.
+
+    Raises:
+        ConfigurationError: an argument is malformed, or a layer cannot take the form asked for.
+        TraceError: the output layer cannot be found since the model cannot be traced.
+        PassError: the model is of a kind that cannot be rewritten, several layers could be the
+            output layer, or ``strict`` and something was not done. After any error, ``model`` is
+            as it was.
+    """
+    model = _checked(model)
+    work = model if inplace else _copy(model)
+    before = _Snapshot(work)
+    try:
+        result, report = _rewrite(work, quadratic, sparse_output, example_inputs)
+        if strict and report.problems:
+            raise PassError(" ".join(report.problems))
+    except BaseException:
+        before.restore()
+        raise
+    for problem in report.problems:
+        warnings.warn(problem, QCompileWarning, stacklevel=2)
+    result.qcompile_report = report
+    return result
+
+
+def explain(
+    model: nn.Module,
+    quadratic: QuadraticRequest = None,
+    sparse_output: SparseRequest = None,
+    *,
+    example_inputs: Any = None,
+) -> Report:
+    """Return the report that :func:`transform` would give, and leave the model as it was.
+
+    The new layers are built, which takes their memory for a moment, and dropped.
+
+    Raises:
+        QCompileError: as :func:`transform`.
+    """
+    model = _checked(model)
+    before = _Snapshot(model)
+    try:
+        return _rewrite(model, quadratic, sparse_output, example_inputs)[1]
+    finally:
+        before.restore()
+
+
+def _rewrite(
+    model: nn.Module, quadratic: QuadraticRequest, sparse_output: SparseRequest, example: Any
+) -> tuple[nn.Module, Report]:
+    """Measure, trace, run the passes, measure again."""
+    configs, lsh = _quadratics(quadratic), _lsh(sparse_output)
+    if not configs and lsh is None:
+        raise ConfigurationError(
+            "transform was asked for nothing: give quadratic=, a form such as 'Quadra', or "
+            "sparse_output=, True or a qcompile.LSH."
+        )
+    inputs = Inputs.of(example)
+    report = Report()
+    before = _measure(model, inputs, report)
+    traced = trace(model, inputs, before)
+    report.notes += _describe(traced)
+    # The output layer goes first: what it takes is no longer there to become quadratic.
+    steps: list[Pass[nn.Module]] = [] if lsh is None else [SubstituteOutput(lsh, traced)]
+    if configs:
+        steps.append(SubstituteQuadratic(configs, traced))
+    outcome = PassManager(steps)(model)
+    report.extend(outcome.report)
+    _drop_repeats(report)
+    after = _measure(outcome.model, inputs, report) if outcome.modified else before
+    if before and after:
+        _add_flops(report, before, after)
+    return outcome.model, report
+
+
+def _quadratics(request: QuadraticRequest) -> list[Quadratic]:
+    several = isinstance(request, Iterable) and not isinstance(request, str)
+    found = list(request) if several else [] if request is None else [request]
+    configs = [Quadratic(item) if isinstance(item, str) else item for item in found]
+    for config in configs:
+        if not isinstance(config, Quadratic):
+            raise ConfigurationError(
+                f"quadratic= takes the name of a form, a qcompile.Quadratic or several of them, "
+                f"got {type(config).__name__}."
+            )
+    return configs
+
+
+def _lsh(request: SparseRequest) -> LSH | None:
+    if request is None or request is False:
+        return None
+    if request is True:
+        return LSH()
+    if not isinstance(request, LSH):
+        raise ConfigurationError(
+            f"sparse_output= takes True or a qcompile.LSH, got {type(request).__name__}."
+        )
+    return request
+
+
+def _checked(model: Any) -> nn.Module:
+    """Return the module to rewrite.
+
+    Raises:
+        PassError: there is none; the message says what to pass instead.
+    """
+    if isinstance(model, str | Path):
+        raise PassError(
+            f"transform takes a torch.nn.Module, got the path {str(model)!r}: load the model "
+            f"first, or use the command line, qcompile transform."
+        )
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise PassError(f"transform takes a module, got the class {model.__name__}: call it first.")
+    if isinstance(model, torch.export.ExportedProgram):
+        raise PassError(
+            "transform takes a torch.nn.Module, got an ExportedProgram, whose layers are already "
+            "single operators: transform the module before torch.export."
+        )
+    if not isinstance(model, nn.Module):
+        raise PassError(f"transform takes a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PassError(
+            f"{type(model).__name__} is compiled TorchScript, whose layers cannot be exchanged: "
+            f"transform the Python module before scripting or tracing it."
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise PassError(
+            "DistributedDataParallel has registered the parameters it synchronises: transform "
+            "the module inside, model.module, and wrap the result."
+        )
+    # torch.compile returns a wrapper around the module it was given.
+    return getattr(model, "_orig_mod", model)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise PassError(
+            f"{type(model).__name__} cannot be copied ({error}): pass inplace=True to rewrite the "
+            f"model itself."
+        ) from error
+
+
+class _Snapshot:
+    """What passes may change in a module tree: classes, attributes, children."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(m, type(m), dict(vars(m)), dict(m._modules)) for m in model.modules()]
+
+    def restore(self) -> None:
+        for module, kind, attributes, children in self._modules:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+
+
+def _measure(model: nn.Module, inputs: Inputs | None, report: Report) -> Measurement | None:
+    if inputs is None:
+        return None
+    try:
+        return measure(scratch_copy(model), inputs.args, inputs.kwargs)
+    except Exception as error:  # a model's forward may raise anything at all
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        report.notes.append(f"operations not counted: the model fails on example_inputs: {reason}")
+        return None
+
+
+def _describe(traced: Trace) -> list[str]:
+    failures = [str(failure) for failure in traced.failures]
+    if traced.tracer == NONE:
+        return [
+            *failures,
+            "not traced: layers are chosen by the module tree alone; example_inputs= would show "
+            "which ones the forward calls",
+        ]
+    return [*failures, f"traced by {traced.tracer}"]
+
+
+def _drop_repeats(report: Report) -> None:
+    """Leave out that the quadratic pass avoids a layer which the other pass has reported."""
+    named = {entry.name for entry in report.entries if entry.reason != IS_OUTPUT}
+    report.entries = [e for e in report.entries if e.reason != IS_OUTPUT or e.name not in named]
+
+
+def _add_flops(report: Report, before: Measurement, after: Measurement) -> None:
+    """Enter what each layer computes in one call; a layer that is not called computes nothing."""
+
+    def with_flops(entry: Any) -> Any:
+        name = "" if entry.name == ROOT else entry.name
+        return replace(entry, flops=(before.flops.get(name, 0), after.flops.get(name, 0)))
+
+    report.entries = [with_flops(entry) for entry in report.entries]
+    report.notes.append(
+        f"floating-point operations of one call: {before.flops['']:,} before, "
+        f"{after.flops['']:,} after"
+    )
