@@ -8,9 +8,9 @@
 namespace qcompile {
 
 struct Groups {
-  std::vector<uint32_t> keys;      // [G] those that occur, ascending
-  std::vector<int64_t> offsets;    // [G + 1] into positions
-  std::vector<uint32_t> positions; // [n] by key, ascending within a key
+  std::vector<uint32_t> keys;       // [G] those that occur, ascending
+  std::vector<int64_t> offsets;     // [G + 1] into positions
+  std::vector<uint32_t> positions;  // [n] by key, ascending within a key
 
   int64_t size() const { return static_cast<int64_t>(keys.size()); }
   std::span<const uint32_t> members(int64_t group) const {
