@@ -1,0 +1,79 @@
+"""``qcompile export``: one ONNX file, verified before it gets its name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.cli.output import print_json, print_pairs, print_report, progress_console
+from qcompile.cli.sources import example_inputs
+
+if TYPE_CHECKING:
+    from qcompile.exporter import ExportResult
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export and print what was done and measured."""
+    with progress_console().status(f"exporting {options.source} …") as status:
+        if options.source.lower().endswith(".onnx"):
+            result = _export_file(options, status.update)
+        else:
+            result = _export_torch(options, status.update)
+    if options.json:
+        print_json(result.to_dict())
+    else:
+        print_report(result.report)
+        print_pairs(_figures(result))
+    return 0
+
+
+def _figures(result: ExportResult) -> dict[str, Any]:
+    before, after = result.size
+    figures: dict[str, Any] = {"written": result.path}
+    if result.data_path is not None:
+        figures["weights"] = result.data_path
+    figures["bytes"] = f"{before:,} → {after:,}"
+    for what, (slow, fast) in result.latency.items():
+        figures[f"latency of the {what}"] = (
+            f"{slow:.3f} → {fast:.3f} ms ({slow / fast:.2f} times as fast)"
+        )
+    if result.max_difference is not None:
+        figures["largest difference"] = f"{result.max_difference:.2g}"
+    return figures
+
+
+def _export_file(options: argparse.Namespace, progress: Callable[[str], None]) -> ExportResult:
+    from qcompile.exporter import export_onnx
+
+    return export_onnx(
+        options.source,
+        options.output,
+        top_k=options.top_k,
+        min_outputs=options.min_outputs,
+        node=options.node,
+        inputs=options.inputs,
+        progress=progress,
+    )
+
+
+def _export_torch(options: argparse.Namespace, progress: Callable[[str], None]) -> ExportResult:
+    from qcompile.exporter import export
+    from qcompile.exporter.reading import load_source
+
+    return export(
+        load_source(options.source, allow_pickle=options.allow_pickle),
+        options.output or default_output(options.source),
+        example_inputs(options.input),
+        top_k=options.top_k,
+        min_outputs=options.min_outputs,
+        node=options.node,
+        progress=progress,
+    )
+
+
+def default_output(source: str) -> Path:
+    """Return ``model.qcompile.onnx`` for a file, ``callable.qcompile.onnx`` for a callable."""
+    path = Path(source.rpartition(":")[2] if ":" in source else source)
+    return path.with_suffix(".qcompile.onnx")
