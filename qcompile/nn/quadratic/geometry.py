@@ -20,7 +20,7 @@ IntOrInts = int | Sequence[int]
 
 
 def _per_dimension(name: str, value: IntOrInts, dims: int, least: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) == 1:
         values *= dims
     if len(values) != dims or not all(isinstance(v, int) and v >= least for v in values):
