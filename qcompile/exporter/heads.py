@@ -22,7 +22,7 @@ def measure_heads(
     The layer gets the activations that the model computes on ``feeds``.
     """
     folder = stage.path.parent
-    names = [value.name for value in read_onnx(before).graph.inputs]
+    names = [str(value.name) for value in read_onnx(before).graph.inputs]
     try:
         front = cut(before, names, head.reads, folder / "front.onnx")
         old = cut(before, head.reads, head.results_before, folder / "old-head.onnx")

@@ -18,14 +18,14 @@ from qcompile.errors import ExportError
 
 _PROTOBUF_LIMIT = 1 << 31
 _NESTING_LIMIT = 64
-_BITS = {
+_BITS: dict[int, int] = {
     onnx.TensorProto.INT4: 4,
     onnx.TensorProto.UINT4: 4,
     onnx.TensorProto.FLOAT4E2M1: 4,
     getattr(onnx.TensorProto, "INT2", -1): 2,
     getattr(onnx.TensorProto, "UINT2", -1): 2,
 }
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.COMPLEX64: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
@@ -224,21 +224,25 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300].rstrip(".")
 
 
-def load_source(spec: str | Path, *, allow_pickle: bool = False, example_inputs: Any = None) -> Any:
+def load_source(spec: str | Path, allow_pickle: bool = False) -> Any:
     """Return the model that the command line's SOURCE names.
 
     Args:
         spec: ``model.onnx``, ``model.pt2``, ``package.module:callable`` or, with
             ``allow_pickle``, a pickled module (``.pt``, ``.pth``).
         allow_pickle: load a pickled module, which can run any code.
-        example_inputs: unused by files; a callable that takes one argument receives them.
 
     Returns:
-        A path for ONNX files, an ``ExportedProgram`` for ``.pt2``, else an ``nn.Module``.
+        A path for an ONNX file, else a ``torch.nn.Module`` or ``torch.export.ExportedProgram``.
 
     Raises:
         ExportError: nothing can be loaded from ``spec``.
     """
-    from qcompile.exporter import torch_source
+    path = Path(spec)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ExportError(f"{path}: there is no such file.")
+        return path
+    from qcompile.exporter.torch_source import load
 
-    return torch_source.load(str(spec), allow_pickle, example_inputs)
+    return load(str(spec), allow_pickle)

@@ -1,0 +1,172 @@
+"""``export``: a torch module becomes an ONNX file.
+
+torch.onnx writes standard operators; the pass over ONNX graphs that serves anyone's file then
+replaces the output layer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from qcompile.errors import ExportError, PassError
+from qcompile.exporter.finish import Plan, Reference, finish
+from qcompile.exporter.onnx_model import expectations
+from qcompile.exporter.result import ExportResult
+from qcompile.exporter.sessions import Feeds
+from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
+from qcompile.exporter.torch_trace import evaluation_copy, quiet, to_onnx, trace, varying
+from qcompile.exporter.verify import Expectation
+from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save, staging
+from qcompile.passes.onnx.output_layer import OutputLayer
+from qcompile.passes.onnx.replace import Head
+from qcompile.report import Report
+
+
+def export(
+    model: nn.Module | ExportedProgram,
+    path: str | Path,
+    example_inputs: Any = None,
+    *,
+    top_k: int | None = None,
+    min_outputs: int = 4096,
+    node: str | None = None,
+    dynamic_shapes: Any = None,
+    opset_version: int = 18,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    verify: bool = True,
+    measure: bool = True,
+    external_above: int = EXTERNAL_ABOVE,
+    progress: Callable[[str], None] | None = None,
+) -> ExportResult:
+    """Write ``model`` as an ONNX file for plain onnxruntime.
+
+    The model is traced in evaluation mode on the CPU; its own mode, device and parameters stay as
+    they are. Sparse output layers, and plain ones of ``min_outputs`` outputs or more, become
+    fused operators that compute the same scores. A model without any is written all the same.
+
+    Args:
+        model: the module, or a program of ``torch.export``.
+        path: the file to write.
+        example_inputs: the tuple of positional inputs (one tensor alone will do), or a mapping of
+            keyword inputs; a program brings its own.
+        top_k: hand out the ``top_k`` best (scores, ids) in place of all scores.
+        min_outputs: smallest plain layer that counts as huge.
+        node: name or glob of the layer's node, weight or scores, where it is to be chosen.
+        dynamic_shapes: as for ``torch.export.export``; ``None`` lets the first dimension vary, of
+            every input whose first dimension is as large as the first input's; ``False`` fixes
+            every dimension.
+        opset_version: version of the standard operators.
+        input_names: names of the inputs; those of ``forward`` by default.
+        output_names: names of the outputs.
+        verify: compare onnxruntime with the module itself, on ``example_inputs`` and on another
+            batch size, with the plugin and without.
+        measure: time the model before and after the output layer is replaced, in turns.
+        external_above: bytes of weights from which they go to a file of their own.
+        progress: called with a line of text at every step.
+
+    Raises:
+        TraceError: the module cannot be traced; names the source line and a way round.
+        ExportError: the result cannot be written or differs; nothing is written then.
+        DataError: ``example_inputs`` are missing or hold no tensor.
+    """
+    path = Path(path)
+    say = progress or (lambda line: None)
+    arguments = split(model, example_inputs)
+    with evaluation_copy(model) as (module, call), staging(path) as stage:
+        say("tracing")
+        program = trace(module, arguments, dynamic_shapes)
+        onnx_model = to_onnx(program, opset_version, input_names, output_names)
+        before = Staging(stage.path.with_name("before.onnx"), stage.path.parent)
+        names = _names(onnx_model)
+        save(onnx_model, before, external=False, external_above=external_above)
+        say("replacing the output layer")
+        report, heads = _rewrite(onnx_model, model, top_k, min_outputs, node)
+        reference = Reference([], before.path)
+        if verify or measure:
+            cases = _cases(call, arguments, varying(program), names, heads, top_k, report)
+            reference = Reference(cases, before.path)
+        size = sum(tensor.nbytes for tensor in program.state_dict.values())
+        plan = Plan(onnx_model, report, heads, top_k, size, False, external_above, before.path)
+        measure = measure and bool(heads)
+        return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
+
+
+def _names(model: ir.Model) -> tuple[list[str], list[str]]:
+    return [str(v.name) for v in model.graph.inputs], [str(v.name) for v in model.graph.outputs]
+
+
+def _rewrite(
+    onnx_model: ir.Model,
+    model: nn.Module | ExportedProgram,
+    top_k: int | None,
+    min_outputs: int,
+    node: str | None,
+) -> tuple[Report, list[Head]]:
+    step = OutputLayer(
+        top_k=top_k, min_outputs=min_outputs, where=node, also=_sparse_weights(model)
+    )
+    try:
+        result = step(onnx_model)
+    except PassError as error:
+        raise ExportError(f"export: {error}") from error
+    if not result.modified:
+        reasons = [e.reason for e in result.report.skipped if "fewer than" not in e.reason]
+        why = f" ({'; '.join(reasons[:3])})" if reasons else ""
+        if top_k is not None or node is not None:
+            raise ExportError(
+                f"export: no output layer of {min_outputs} outputs or more was found{why}; leave "
+                "top_k and node out, or lower min_outputs."
+            )
+        result.report.notes.append(
+            f"no output layer of {min_outputs} outputs or more{why}: standard operators alone"
+        )
+    return result.report, step.heads
+
+
+def _sparse_weights(model: nn.Module | ExportedProgram) -> set[str]:
+    """Return every name of every sparse output layer's weight, tied ones included."""
+    lsh = sys.modules.get("qcompile.nn.lsh")
+    if lsh is None or not isinstance(model, nn.Module):
+        return set()  # a model cannot hold a layer whose module was never imported
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, lsh.LSHLinear)}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if id(parameter) in weights}
+
+
+def _cases(
+    call: Callable[..., Any],
+    arguments: Arguments,
+    batched: Sequence[int],
+    names: tuple[list[str], list[str]],
+    heads: list[Head],
+    top_k: int | None,
+    report: Report,
+) -> list[tuple[Feeds, list[Expectation]]]:
+    """Run the module itself on the example inputs and, where the batch varies, on another."""
+    input_names, output_names = names
+    found: list[tuple[Feeds, list[Expectation]]] = []
+    for case in arguments.cases(batched):
+        try:
+            with torch.no_grad(), quiet():
+                answers = arrays(call(*case.args, **case.kwargs))
+        except Exception as error:
+            if not found:
+                raise ExportError(f"export: the model fails on example_inputs: {error}") from error
+            report.notes.append(f"not verified on another batch size: the model fails ({error})")
+            break
+        if len(answers) != len(output_names):
+            raise ExportError(
+                f"export: the model returns {len(answers)} tensors, its graph {len(output_names)}."
+            )
+        outputs = dict(zip(output_names, answers, strict=True))
+        found.append((feeds_for(case, input_names), expectations(outputs, heads, top_k, {})))
+    return found
