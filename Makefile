@@ -19,7 +19,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h')
-	$(BIN)/mypy
+	PATH=$(abspath $(BIN)):$$PATH .ci/types
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

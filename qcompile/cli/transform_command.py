@@ -7,11 +7,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qcompile.cli.output import print_json, print_report, progress_console, result_console
 from qcompile.cli.sources import example_inputs, quadratic_option, sparse_option
 from qcompile.errors import ConfigurationError, ExportError
+
+if TYPE_CHECKING:
+    from qcompile.report import Report
 
 _ENDINGS = (".safetensors", ".pt2", ".onnx")
 
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         )
         if output is not None:
             _save(model, output, inputs)
-    report = model.qcompile_report
+    report = cast("Report", model.qcompile_report)
     if options.json:
         print_json({**report.to_dict(), "output": str(output) if output else None})
     else:
