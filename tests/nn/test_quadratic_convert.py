@@ -35,7 +35,8 @@ def layers() -> list[nn.Module]:
         )
     ]
     uneven = nn.Conv2d(4, 4, (3, 2), stride=(2, 1), padding=(2, 0), dilation=(1, 3), groups=4)
-    return [nn.Linear(5, 7), nn.Linear(5, 7, bias=False), uneven, *convolutions]
+    even = [nn.Conv2d(4, 4, 2, padding="same", padding_mode=m) for m in ("zeros", "reflect")]
+    return [nn.Linear(5, 7), nn.Linear(5, 7, bias=False), uneven, *even, *convolutions]
 
 
 def test_the_forms_that_preserve():
