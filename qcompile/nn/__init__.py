@@ -1,5 +1,6 @@
 """The layers that passes put in place of first-order ones."""
 
+from qcompile.nn.lsh import LSHLinear, LSHOutput
 from qcompile.nn.quadratic import (
     PRESERVING_FORMS,
     QuadraticConv1d,
@@ -11,6 +12,8 @@ from qcompile.nn.quadratic import (
 
 __all__ = [
     "PRESERVING_FORMS",
+    "LSHLinear",
+    "LSHOutput",
     "QuadraticConv1d",
     "QuadraticConv2d",
     "QuadraticConv3d",

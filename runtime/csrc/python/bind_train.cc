@@ -154,10 +154,14 @@ void bind_train(nb::module_& module) {
            nb::arg("weight").noconvert(), nb::arg("scale").noconvert(),
            nb::arg("grad_hidden").noconvert(), nb::arg("grad_rows").noconvert(),
            nb::arg("grad_bias").noconvert(), "Gradients of (scale * log-probability).sum().")
-      .def_prop_ro("rows", &PySoftmax::rows, "int64 [R]: the weight row of each gradient row.")
-      .def_prop_ro("shared", &PySoftmax::shared, "Neurons shared by the batch, ascending.")
-      .def_prop_ro("correction", &PySoftmax::correction, "float32 [B] added to shared logits.")
-      .def_prop_ro("own", &PySoftmax::own, "Per example, its labels and then its candidates.");
+      .def_prop_ro("rows", &PySoftmax::rows, nb::rv_policy::move,
+                   "int64 [R]: the weight row of each gradient row.")
+      .def_prop_ro("shared", &PySoftmax::shared, nb::rv_policy::move,
+                   "Neurons shared by the batch, ascending.")
+      .def_prop_ro("correction", &PySoftmax::correction, nb::rv_policy::move,
+                   "float32 [B] added to shared logits.")
+      .def_prop_ro("own", &PySoftmax::own, nb::rv_policy::move,
+                   "Per example, its labels and then its candidates.");
   nb::class_<RowAdam>(module, "RowAdam", "Adam on rows; idle rows catch up when touched.")
       .def(
           "__init__",

@@ -110,23 +110,26 @@ void SparseSoftmax::backward(const float* hidden, const OutputLayer& layer, cons
                              float* grad_hidden, float* grad_rows, float* grad_bias,
                              const Executor& executor) {
   const int64_t own_rows = set_.by_neuron.size();
-  scale_gradients(scale, executor);
+  logit_gradients(scale, executor);
   hidden_gradients(layer, grad_hidden, executor);
   own_gradients(hidden, layer.depth, grad_rows, grad_bias, executor);
   shared_gradients(hidden, layer.depth, grad_rows + own_rows * layer.depth, grad_bias + own_rows,
                    executor);
 }
 
-void SparseSoftmax::scale_gradients(const float* scale, const Executor& executor) {
+void SparseSoftmax::logit_gradients(const float* scale, const Executor& executor) {
   const int64_t shared = static_cast<int64_t>(set_.shared.size());
+  own_grad_.resize(own_.size());
+  shared_grad_.resize(shared_.size());
   parallel_for(executor, set_.examples, kExampleGrain, [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       const float target = 1.0f / static_cast<float>(set_.label_counts[e]);
       const int64_t first_other = set_.own_offsets[e] + set_.label_counts[e];
       for (int64_t p = set_.own_offsets[e]; p < set_.own_offsets[e + 1]; ++p) {
-        own_[p] = scale[e] * ((p < first_other ? target : 0.0f) - own_[p]);
+        own_grad_[p] = scale[e] * ((p < first_other ? target : 0.0f) - own_[p]);
       }
-      for (int64_t i = e * shared; i < (e + 1) * shared; ++i) shared_[i] *= -scale[e];
+      for (int64_t i = e * shared; i < (e + 1) * shared; ++i)
+        shared_grad_[i] = -scale[e] * shared_[i];
     }
   });
 }
@@ -138,10 +141,11 @@ void SparseSoftmax::hidden_gradients(const OutputLayer& layer, float* grad_hidde
   const int64_t shared = static_cast<int64_t>(set_.shared.size());
   parallel_for(executor, set_.examples, kExampleGrain, [&](int64_t begin, int64_t end) {
     std::fill(grad_hidden + begin * depth, grad_hidden + end * depth, 0.0f);
-    kernels.multiply_add(end - begin, depth, shared, {shared_.data() + begin * shared, shared, 1},
-                         shared_weight_.data(), depth, grad_hidden + begin * depth, depth);
+    kernels.multiply_add(end - begin, depth, shared,
+                         {shared_grad_.data() + begin * shared, shared, 1}, shared_weight_.data(),
+                         depth, grad_hidden + begin * depth, depth);
     for (int64_t p = set_.own_offsets[begin]; p < set_.own_offsets[end]; ++p) {
-      kernels.add_scaled(own_[p], layer.weight + set_.own[p] * depth,
+      kernels.add_scaled(own_grad_[p], layer.weight + set_.own[p] * depth,
                          grad_hidden + set_.example_of[p] * depth, depth);
     }
   });
@@ -156,8 +160,8 @@ void SparseSoftmax::own_gradients(const float* hidden, int64_t depth, float* gra
       float total = 0;
       std::fill(grad, grad + depth, 0.0f);
       for (uint32_t p : set_.by_neuron.members(row)) {
-        kernels.add_scaled(own_[p], hidden + set_.example_of[p] * depth, grad, depth);
-        total += own_[p];
+        kernels.add_scaled(own_grad_[p], hidden + set_.example_of[p] * depth, grad, depth);
+        total += own_grad_[p];
       }
       grad_bias[row] = total;
     }
@@ -170,11 +174,12 @@ void SparseSoftmax::shared_gradients(const float* hidden, int64_t depth, float* 
   const int64_t shared = static_cast<int64_t>(set_.shared.size());
   parallel_for(executor, shared, kRowGrain, [&](int64_t begin, int64_t end) {
     std::fill(grad_rows + begin * depth, grad_rows + end * depth, 0.0f);
-    kernels.multiply_add(end - begin, depth, set_.examples, {shared_.data() + begin, 1, shared},
-                         hidden, depth, grad_rows + begin * depth, depth);
+    kernels.multiply_add(end - begin, depth, set_.examples,
+                         {shared_grad_.data() + begin, 1, shared}, hidden, depth,
+                         grad_rows + begin * depth, depth);
     std::fill(grad_bias + begin, grad_bias + end, 0.0f);
     for (int64_t e = 0; e < set_.examples; ++e) {
-      const float* grads = shared_.data() + e * shared;
+      const float* grads = shared_grad_.data() + e * shared;
       for (int64_t s = begin; s < end; ++s) grad_bias[s] += grads[s];
     }
   });

@@ -33,7 +33,8 @@ class SparseSoftmax {
   void forward(const float* hidden, const OutputLayer& layer, float* log_probability,
                const Executor& executor);
 
-  // Gradients of Σ scale[e] · log_probability[e], after forward() with the same arguments.
+  // Gradients of Σ scale[e] · log_probability[e], after forward() with the same arguments; may be
+  // called again.
   // grad_hidden [B, depth], grad_rows [rows(), depth], grad_bias [rows()] are overwritten.
   void backward(const float* hidden, const OutputLayer& layer, const float* scale,
                 float* grad_hidden, float* grad_rows, float* grad_bias, const Executor& executor);
@@ -42,7 +43,7 @@ class SparseSoftmax {
   void own_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
   void shared_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
   float normalise(int64_t example);
-  void scale_gradients(const float* scale, const Executor& executor);
+  void logit_gradients(const float* scale, const Executor& executor);
   void hidden_gradients(const OutputLayer& layer, float* grad_hidden, const Executor& executor);
   void own_gradients(const float* hidden, int64_t depth, float* grad_rows, float* grad_bias,
                      const Executor& executor);
@@ -50,10 +51,13 @@ class SparseSoftmax {
                         const Executor& executor);
 
   ActiveSet set_;
-  // Logits, then probabilities, then gradients of logits.
+  // Logits, then probabilities.
   std::vector<float> own_;            // [P]
   std::vector<float> shared_;         // [B, S]
   std::vector<float> shared_weight_;  // [S, depth], gathered
+  // Gradients of the logits, kept from one backward() to the next for their memory.
+  std::vector<float> own_grad_;     // [P]
+  std::vector<float> shared_grad_;  // [B, S]
 };
 
 }  // namespace qcompile

@@ -1,0 +1,254 @@
+"""A huge output layer that trains on the few neurons that matter to an example.
+
+The neurons are found by locality-sensitive hashing: SLIDE (Chen et al., MLSys 2020), with a
+uniform sample standing for the rest, weighted so that the softmax is estimated without bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from qcompile.config import LSH
+from qcompile.errors import DataError
+from qcompile.nn.active_softmax import active_log_prob
+from qcompile.nn.hash_tables import HashTables
+from qcompile.nn.targets import check_hidden, label_matrix
+from qcompile.optim.pending import catch_up
+
+__all__ = ["LSHLinear", "LSHOutput"]
+
+
+class LSHOutput(NamedTuple):
+    """What a call with a target returns, as ``torch.nn.AdaptiveLogSoftmaxWithLoss`` does.
+
+    Args:
+        output: float [...]: log-probability of each example's label; with several labels an
+            example, the mean over them, since each gets an equal share of the target's mass.
+        loss: scalar, ``-output.mean()``.
+    """
+
+    output: Tensor
+    loss: Tensor
+
+
+class LSHLinear(nn.Module):
+    """A linear output layer ``[..., d] -> [..., N]`` with LSH-sparse training.
+
+    Without a target it is ``torch.nn.Linear``. With a target it returns a log-probability and a
+    loss, computed exactly over all N neurons in evaluation mode. In training mode each example
+    activates its labels, up to ``config.active`` neurons that collide with its hidden activations
+    in the hash tables, and ``config.negatives`` neurons that are drawn uniformly for the whole
+    batch and weighted to stand for all others; the cost no longer grows with N. With
+    ``config.active >= N`` that is exact, too.
+
+    The gradients of weight and bias are then row-sparse: train with :class:`qcompile.optim.Adam`,
+    or ``torch.optim.SGD`` or ``SparseAdam``. Set ``sparse_grad = False`` for dense gradients and
+    any optimiser, at a cost that grows with N.
+
+    The tables are built from the weights at the first training step and again on the schedule
+    N₀·e^{λi} (``config.rehash``, ``config.rehash_decay``), counted in training steps: calls with a
+    target in training mode. They are never saved. Taking a ``state_dict``, copying and pickling
+    make this layer, too, rebuild them at its next training step, so that a run that was saved and
+    resumed equals, bit for bit, the one that went on. Results depend on ``config.seed``, not on
+    the number of threads.
+
+    Training runs on the CPU with float32 parameters; hidden activations of other floating types,
+    autocast's included, are cast to float32.
+
+    Args:
+        in_features: d, the width of the hidden activations.
+        out_features: N, the number of neurons.
+        bias: whether neurons have a bias.
+        config: hash family, tables and sampling.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        weight: Parameter [N, d].
+        bias: Parameter [N] or None.
+        config: as given.
+        sparse_grad: whether weight and bias get row-sparse gradients in training; True.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        config: LSH | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self._adopt(linear, config or LSH())
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: LSH | None = None) -> LSHLinear:
+        """Make a layer of ``linear``'s Parameter objects, in the same training mode."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._adopt(linear, config or LSH())
+        return layer.train(linear.training)
+
+    def _adopt(self, linear: nn.Linear, config: LSH) -> None:
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        # Selectors belong to the search for the layer; they may be functions, which do not pickle.
+        self.config = dataclasses.replace(config, where=None)
+        self.sparse_grad = True
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self._tables = HashTables(self.config, self.in_features, self.out_features)
+
+    @property
+    def steps(self) -> int:
+        """Training steps so far: calls with a target in training mode."""
+        return self._tables.steps
+
+    @property
+    def rehashes(self) -> int:
+        """Times that the schedule has rebuilt the tables."""
+        return self._tables.rehashes
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias afresh, as ``torch.nn.Linear`` does."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+        self._tables.invalidate()
+
+    def forward(self, hidden: Tensor, target: Tensor | None = None) -> Tensor | LSHOutput:
+        """Return all scores, or with a target its log-probability and the loss.
+
+        Args:
+            hidden: floating [..., d].
+            target: int64 [...], one label an example, or [..., T], several, padded with -1.
+
+        Returns:
+            Scores [..., N], or an :class:`LSHOutput`.
+
+        Raises:
+            DataError: ``hidden`` or ``target`` has the wrong type, shape or range, the batch is
+                empty, or training is asked for off the CPU or with parameters not in float32.
+        """
+        check_hidden(hidden, self.in_features)
+        if target is None:
+            return F.linear(hidden, self.weight, self.bias)
+        labels = label_matrix(hidden, target, self.out_features)
+        rows = hidden.reshape(-1, self.in_features)
+        log_prob = self._sampled(rows, labels) if self.training else self._exact(rows, labels)
+        output = log_prob.reshape(hidden.shape[:-1])
+        return LSHOutput(output, -output.mean())
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return the log-probabilities of all neurons, [..., N], for hidden [..., d]."""
+        check_hidden(hidden, self.in_features)
+        return F.log_softmax(F.linear(hidden, self.weight, self.bias), dim=-1)
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Return the neuron with the highest score, int64 [...], for hidden [..., d]."""
+        check_hidden(hidden, self.in_features)
+        return F.linear(hidden, self.weight, self.bias).argmax(dim=-1)
+
+    def _exact(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            scores = F.linear(hidden.float(), self.weight.float(), bias)
+        log_prob = F.log_softmax(scores, dim=-1)
+        labels = labels.to(hidden.device)
+        share = _first_occurrences(labels).to(log_prob.dtype)
+        share = share / share.sum(dim=-1, keepdim=True)
+        return (log_prob.gather(1, labels.clamp(min=0)) * share).sum(dim=-1)
+
+    @torch.compiler.disable
+    def _sampled(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        self._check_trainable(hidden)
+        weight = self.weight.contiguous()
+        tables = self._tables.current(weight.detach())
+        output = active_log_prob(
+            hidden.float().contiguous(),
+            weight,
+            self.bias,
+            labels,
+            tables,
+            self.config,
+            self._tables.steps,
+            self.sparse_grad,
+        )
+        self._tables.advance()
+        return output
+
+    def _check_trainable(self, hidden: Tensor) -> None:
+        for name, tensor in (("hidden", hidden), *self.named_parameters()):
+            if tensor.device.type != "cpu":
+                raise DataError(
+                    f"LSHLinear: {name} is on {tensor.device}, but training runs on the CPU; "
+                    "move the layer and its input there, or call eval() for the exact loss."
+                )
+            if tensor is not hidden and tensor.dtype != torch.float32:
+                raise DataError(
+                    f"LSHLinear: {name} has dtype {tensor.dtype}, but training needs float32 "
+                    "parameters; call float() on this layer (its input may keep its type)."
+                )
+
+    def train(self, mode: bool = True) -> LSHLinear:
+        """Set the mode; idle rows that qcompile.optim.Adam has left behind catch up first."""
+        catch_up(self.parameters())
+        return super().train(mode)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the place in the re-hash schedule, int64 [4]; the tables become due."""
+        return self._tables.save()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go to a place in the schedule; the tables are rebuilt at the next training step.
+
+        Raises:
+            DataError: ``state`` is not what ``get_extra_state`` returns.
+        """
+        self._tables.load(state)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        catch_up(self.parameters())
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # A plain Linear's weights may be loaded: their schedule begins where this layer stands.
+        extra = prefix + "_extra_state"
+        if extra in missing_keys:
+            missing_keys.remove(extra)
+        self._tables.invalidate()
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line."""
+        c = self.config
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, family={c.family}, tables={c.tables}, "
+            f"hashes={c.hashes}, active={c.active}, negatives={c.negatives}"
+        )
+
+
+def _first_occurrences(labels: Tensor) -> Tensor:
+    """Mark the labels [B, T] that are no padding and no repetition within their example."""
+    repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(dim=-1)
+    return (labels >= 0) & ~repeated
