@@ -7,7 +7,7 @@ namespace qcompile {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr size_t kRoom = 512;      // candidates that are cheap to carry along
+constexpr size_t kRoom = 64;       // candidates that are cheap to carry along
 constexpr size_t kMost = 1 << 14;  // memory bound per thread and query: 192 KiB, if k allows it
 
 }  // namespace
@@ -17,7 +17,7 @@ void Collector::start(int64_t k, Threshold* threshold) {
   threshold_ = threshold;
   overflowed_ = false;
   found_.clear();
-  limit_ = kRoom + 4 * static_cast<size_t>(k);
+  limit_ = kRoom + static_cast<size_t>(k);
 }
 
 void Collector::add(float lower, float upper, int32_t row) {
@@ -28,13 +28,12 @@ void Collector::add(float lower, float upper, int32_t row) {
   found_.push_back({lower, upper, row});
 }
 
-void Collector::reserve(int64_t count) {
-  if (found_.size() + static_cast<size_t>(count) <= limit_) return;
+void Collector::tidy() {
+  if (found_.size() <= limit_) return;
   threshold_->raise(prune(found_, k_));
   const float least = threshold_->get();
   std::erase_if(found_, [least](const Candidate& c) { return c.upper < least; });
-  if (found_.size() + static_cast<size_t>(count) <= limit_) return;
-  limit_ = 2 * found_.size() + static_cast<size_t>(count);
+  limit_ = 2 * found_.size() + kRoom;
   if (found_.size() > kMost + 4 * static_cast<size_t>(k_)) {
     overflowed_ = true;
     found_.clear();

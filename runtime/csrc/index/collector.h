@@ -34,8 +34,8 @@ class Threshold {
 class Collector {
  public:
   void start(int64_t k, Threshold* threshold);
-  // Makes room for `count` more, dropping what has been excluded meanwhile.
-  void reserve(int64_t count);
+  // Between tiles: drops what has been excluded meanwhile, if enough has come together.
+  void tidy();
   // A bound that is NaN or beyond float's range counts as unknown.
   void add(float lower, float upper, int32_t row);
   // Whether so many rows are close to the k-th that computing all scores is cheaper.

@@ -27,7 +27,10 @@ QC_AVX512 void tile_of(const DotTile& tile, int64_t query, int64_t block, int32_
   for (int64_t step = 0; step < tile.steps; ++step) {
     __m512i values[kBlocks];
     for (int b = 0; b < kBlocks; ++b) {
-      values[b] = _mm512_loadu_si512(rows + b * bytes + step * kStepBytes);
+      const int8_t* at = rows + b * bytes + step * kStepBytes;
+      values[b] = _mm512_loadu_si512(at);
+      // One query waits for memory: ask for the line that the next tile needs in this place.
+      if constexpr (kQueries == 1) __builtin_prefetch(at + kBlocks * bytes);
     }
     for (int q = 0; q < kQueries; ++q) {
       const __m512i four = broadcast(x + q * width + step * kBlockDepth);

@@ -2,21 +2,16 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "core/isa.h"
 #include "index/collector.h"
 #include "index/head.h"
 #include "index/query.h"
+#include "index/scan_kernels.h"
 
 namespace qcompile {
 
-// Blocks of 16 rows whose int32 dot products are kept at once, and queries that share them: both
-// together fit the first-level cache.
-inline constexpr int64_t kTileBlocks = 16;
-inline constexpr int64_t kTileRows = kTileBlocks * kBlockRows;
-inline constexpr int64_t kTileQueries = 16;
 // Work (rows * depth * queries) that is worth waking another thread for.
 inline constexpr int64_t kParallelWork = int64_t{1} << 22;
 
@@ -44,17 +39,18 @@ struct TileRows {
 void tile_dots(const Head& head, const TileRows& tile, const QueryGroup& group, int64_t first,
                int64_t count, int32_t* dots, Isa isa);
 
-// Offers the tile's rows that may beat the threshold to the collector.
+// Offers the tile's rows that may reach the threshold to the collector.
 void collect_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
                   const Threshold& threshold, Collector& collector, Isa isa);
 
-// Writes the tile's approximate scores to scores (one for each row that exists) and returns the
+// Writes the tile's approximate scores to scores, one for each row that exists, and returns the
 // greatest lower bound of a score; minus infinity where there is none.
 float score_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
                  float* scores, Isa isa);
 
-// Appends to `chosen` the rows begin..end-1 whose score, at `scores` [rows], may reach `least`.
-void select_rows(const Head& head, const Query& query, const float* scores, int64_t begin,
-                 int64_t end, float least, std::vector<int32_t>& chosen, Isa isa);
+// Appends to `chosen` the tile's rows whose approximate score, in scores, may stand for one that
+// reaches `least`.
+void select_rows(const Head& head, const Query& query, const float* scores, const TileRows& tile,
+                 float least, std::vector<int32_t>& chosen, Isa isa);
 
 }  // namespace qcompile

@@ -65,6 +65,10 @@ class Scan {
   }
 
  private:
+  TileRows tile(int64_t index) const {
+    const int64_t first = index * kTileBlocks;
+    return {first, std::min(kTileBlocks, block_count(head_.rows()) - first)};
+  }
   int64_t first_row(int64_t part) const {
     return std::min(part * kPieceTiles * kTileRows, head_.rows());
   }
@@ -77,14 +81,13 @@ class Scan {
     thread_local std::vector<int32_t> kept;
     kept.resize(kTileQueries * kTileRows);
     int32_t* dots = kept.data();
-    const int64_t blocks = block_count(head_.rows());
     for (int64_t t = part * kPieceTiles; t < std::min((part + 1) * kPieceTiles, tiles_); ++t) {
-      const TileRows tile{t * kTileBlocks, std::min(kTileBlocks, blocks - t * kTileBlocks)};
-      tile_dots(head_, tile, w_.group, 0, w_.group.size(), dots, isa_);
+      const TileRows rows = tile(t);
+      tile_dots(head_, rows, w_.group, 0, w_.group.size(), dots, isa_);
       for (int64_t q = 0; q < w_.group.size(); ++q) {
         if (!w_.group[q].finite) continue;
         float& least = w_.least[static_cast<size_t>(q * parts_ + part)];
-        least = std::max(least, score_tile(head_, tile, dots + q * tile.blocks * kBlockRows,
+        least = std::max(least, score_tile(head_, rows, dots + q * rows.blocks * kBlockRows,
                                            w_.group[q], row(q) + t * kTileRows, isa_));
       }
     }
@@ -99,8 +102,9 @@ class Scan {
     if (p.flat) return;
     const auto* bounds = w_.least.data() + query * parts_;
     const float least = *std::max_element(bounds, bounds + parts_) + kLogLeast;
-    const int64_t begin = first_row(part), end = first_row(part + 1);
-    select_rows(head_, w_.group[query], row(query), begin, end, least, p.rows, isa_);
+    for (int64_t t = part * kPieceTiles; t < std::min((part + 1) * kPieceTiles, tiles_); ++t) {
+      select_rows(head_, w_.group[query], row(query) + t * kTileRows, tile(t), least, p.rows, isa_);
+    }
     p.flat = static_cast<int64_t>(p.rows.size()) * kRescoredShare > head_.rows();
     if (p.flat) return;
     thread_local std::vector<double> x;

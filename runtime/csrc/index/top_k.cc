@@ -107,9 +107,9 @@ class TopK {
       for (int64_t i = 0; i < together; ++i) {
         Collector& collector = scanner.collectors[static_cast<size_t>(q + i)];
         if (!group[q + i].finite || collector.overflowed()) continue;
-        collector.reserve(kTileRows);
         collect_tile(head_, tile, scanner.dots.data() + i * tile.blocks * kBlockRows, group[q + i],
                      workspace_.thresholds[static_cast<size_t>(q + i)], collector, isa_);
+        collector.tidy();
       }
     }
   }
