@@ -1,0 +1,211 @@
+"""The command line, run as a user runs it: a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+MODULE = """
+import torch
+
+def classifier():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5000))
+
+def not_a_module():
+    return 7
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "networks.py").write_text(MODULE)
+    return tmp_path
+
+
+def qcompile(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "qcompile", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def onnx_file(path: Path, outputs: int = 5000, depth: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((depth, outputs), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="head")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", depth])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", outputs])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def test_help_imports_neither_torch_nor_onnxruntime_nor_onnx(folder):
+    script = (
+        "import sys; from qcompile.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('torch', 'onnxruntime', 'onnx', 'triton', 'numpy', 'rich') "
+        "if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+    assert "export" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["export", "transform", "inspect", "env", "passes"])
+def test_each_command_has_help_and_json(folder, command):
+    done = qcompile(command, "--help", folder=folder)
+    assert done.returncode == 0
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["frobnicate"], ["export"], ["export", "a", "--top-k", "x"]]
+)
+def test_wrong_usage_is_status_2(folder, arguments):
+    done = qcompile(*arguments, folder=folder)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+    assert not done.stdout
+
+
+def test_export_of_an_onnx_file_writes_beside_it(folder):
+    source = onnx_file(folder / "model.onnx")
+    before = source.read_bytes()
+    done = qcompile("export", "model.onnx", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    written = folder / "model.qcompile.onnx"
+    assert Path(result["path"]).name == written.name
+    assert source.read_bytes() == before
+    domains = {node.domain for node in onnx.load(written).graph.node}
+    assert "qcompile" in domains
+
+
+def test_export_with_top_k_changes_the_outputs(folder):
+    onnx_file(folder / "model.onnx")
+    done = qcompile("export", "model.onnx", "--top-k", "3", "-o", "best.onnx", folder=folder)
+    assert done.returncode == 0, done.stderr
+    graph = onnx.load(folder / "best.onnx").graph
+    assert [value.type.tensor_type.elem_type for value in graph.output] == [
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    ]
+    inspected = qcompile("inspect", "best.onnx", "--json", folder=folder)
+    facts = json.loads(inspected.stdout)
+    assert facts["would"]["modified"] is False
+    assert any(name.startswith("qcompile.") for name in facts["model"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["export", "missing.onnx"], "missing.onnx"),
+        (["export", "garbage.onnx"], "garbage.onnx"),
+        (["export", "garbage.pt2"], "garbage.pt2"),
+        (["export", "small.onnx"], "fewer than 4096"),
+        (["export", "networks:classifier"], "input"),
+        (["export", "networks:classifier", "--input", "4y8"], "joined by 'x'"),
+        (["export", "networks:classifier", "--input", "4x8:complex"], "unknown type"),
+        (["export", "networks:absent", "--input", "4x8"], "absent"),
+        (["export", "networks:not_a_module", "--input", "4x8"], "not_a_module"),
+        (["export", "pickled.pt", "--input", "4x8"], "--allow-pickle"),
+        (["transform", "networks:classifier"], "--quadratic"),
+        (["transform", "networks:classifier", "--quadratic", "Quadro"], "'Quadra'"),
+        (["transform", "networks:classifier", "--quadratic", "T2", "--init", "preserve"], "T2"),
+        (["transform", "networks:classifier", "--quadratic", "T2", "-o", "x.exe"], ".safetensors"),
+    ],
+)
+def test_bad_input_is_status_1_names_itself_and_leaves_no_file(folder, arguments, says):
+    (folder / "garbage.onnx").write_bytes(b"\x08\x07garbage")
+    (folder / "garbage.pt2").write_bytes(b"PK\x03\x04 not really")
+    onnx_file(folder / "small.onnx", outputs=12)
+    torch.save(torch.nn.Linear(8, 5000), folder / "pickled.pt")
+    before = sorted(path.name for path in folder.iterdir() if path.is_file())
+    done = qcompile(*arguments, "--json", folder=folder)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert says in done.stderr
+    assert says in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == before
+
+
+def test_a_pickled_module_loads_when_allowed(folder):
+    torch.save(torch.nn.Sequential(torch.nn.Linear(8, 5000)), folder / "pickled.pt")
+    done = qcompile("inspect", "pickled.pt", "--allow-pickle", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["parameters"] == 8 * 5000 + 5000
+
+
+def test_transform_saves_weights_program_and_onnx(folder):
+    common = ["transform", "networks:classifier", "--quadratic", "Quadra", "--sparse-output"]
+    for name in ("net.safetensors", "net.pt2", "net.onnx"):
+        done = qcompile(*common, "--input", "4x8", "--json", "-o", name, folder=folder)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert {entry["name"] for entry in report["entries"]} == {"0", "2"}
+        assert (folder / name).stat().st_size > 5000 * 16 * 4
+    sys.path.insert(0, str(folder))
+    try:
+        import networks
+    finally:
+        sys.path.remove(str(folder))
+    hidden = torch.randn(4, 8)
+    program = torch.export.load(folder / "net.pt2").module()
+    torch.testing.assert_close(program(hidden), networks.classifier()(hidden))
+
+
+def test_transform_that_changes_nothing_is_status_1(folder):
+    done = qcompile(
+        "transform",
+        "networks:classifier",
+        "--quadratic",
+        "T2",
+        "--where",
+        "nothing.*",
+        folder=folder,
+    )
+    assert done.returncode == 1
+    assert "0 rewritten" in done.stdout
+
+
+def test_export_of_a_module_reads_like_the_module(folder):
+    done = qcompile(
+        "export", "networks:classifier", "--input", "4x8", "-o", "net.onnx", folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "net.onnx" in done.stdout
+    assert (folder / "net.onnx").exists()
+
+
+def test_env_names_versions_and_plugin(folder):
+    done = qcompile("env", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["torch"].startswith("2.13")
+    assert Path(facts["plugin"]).exists()
+
+
+def test_env_without_a_plugin_says_so(folder, monkeypatch):
+    monkeypatch.setenv("QCOMPILE_LIBRARY", str(folder / "absent.so"))
+    done = qcompile("env", "--json", folder=folder)
+    assert done.returncode == 1
+    assert "absent.so" in json.loads(done.stdout)["plugin_error"]
+
+
+def test_passes_are_listed_with_their_summaries(folder):
+    done = qcompile("passes", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    passes = json.loads(done.stdout)["passes"]
+    assert {"torch", "ONNX"} == {entry["over"] for entry in passes}
+    assert all(entry["summary"] for entry in passes)
