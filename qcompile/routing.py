@@ -121,7 +121,7 @@ def _routed(base: type[nn.Module]) -> Any:
         copied.__class__ = _routed(type(copied))
         return copied
 
-    namespace = {
+    namespace: dict[str, Any] = {
         "__call__": __call__,
         "__reduce_ex__": __reduce_ex__,
         "__module__": base.__module__,
@@ -129,6 +129,9 @@ def _routed(base: type[nn.Module]) -> Any:
         "__doc__": base.__doc__,
         "_qcompile_base": base,
     }
+    if "_wrapped_call" in vars(base):
+        # Without its own, GraphModule.recompile would put another __call__ over the one above.
+        namespace["_wrapped_call"] = vars(base)["_wrapped_call"]
     if hasattr(base, "__deepcopy__"):
         namespace["__deepcopy__"] = __deepcopy__
     return type(base)(base.__name__, (base,), namespace)

@@ -64,8 +64,8 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """Number of weights it holds."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """Number of weights it holds, as far as their shape is known."""
+        return sum(p.numel() for p in self.module.parameters() if not is_lazy(p))
 
 
 def find_layers(model: nn.Module, trace: Trace) -> list[Layer]:
@@ -133,16 +133,16 @@ def _obstacle_of_type(module: nn.Module) -> str | None:
 
 
 def _obstacle_of_state(module: nn.Module) -> str | None:
+    weight = module._parameters.get("weight")
+    if is_lazy(weight):
+        return "its size is not known yet: run the model once first"
     hooks = [kind for kind in _HOOK_KINDS if getattr(module, f"_{kind}", None)]
     if hooks:
         return f"it has {', '.join(kind.replace('_', ' ') for kind in hooks)}, which would be lost"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is not a parameter"
-    if is_lazy(weight):
-        return "its size is not known yet: run the model once first"
     if not (weight.is_floating_point() or weight.is_complex()):
         return f"its weight is of type {weight.dtype}"
     for parameter in module.parameters(recurse=False):

@@ -69,7 +69,7 @@ class SubstituteQuadratic(Pass[nn.Module]):
         modules = dict(model.named_modules())
         for selection in selections:
             report.problems += selection.unmatched(modules)
-        if not report.modified:
+        if not report.modified and not report.problems:
             report.problems.append(f"quadratic: {report.summary()}.")
 
     def _decide(

@@ -78,7 +78,7 @@ class SubstituteOutput(Pass[nn.Module]):
         reason = f"LSH {self._config.family}, same weights"
         report.entries += [self._entry(layer, reason, "rewritten") for layer in chosen]
         already = any(entry.reason == ALREADY for entry in report.entries)
-        if not new and not already:
+        if not new and not already and not report.problems:
             report.problems.append(f"sparse_output: {report.summary()}.")
         if new and model not in new:
             accept_target(model, {layer.name: new[layer.module] for layer in chosen})

@@ -12,15 +12,17 @@ nothing a forward stores, counts or mutates while it is traced stays behind.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from qcompile.errors import ConfigurationError
 from qcompile.flops import Measurement
@@ -141,7 +143,7 @@ def trace(
     Args:
         model: any module.
         inputs: arguments of one call, which torch.export needs.
-        measurement: of one call on ``inputs``; the last resort.
+        measurement: of one call on ``inputs``.
     """
     tracers: list[tuple[str, Callable[[nn.Module], Dataflow]]] = [
         (SYMBOLIC, lambda copied: _symbolic(copied, inputs))
@@ -158,7 +160,10 @@ def trace(
             failures.append(_failure(name, error, copied))
         else:
             called = _called(copied, flow)
-            return Trace(name, called, _read_directly(copied, flow), flow, tuple(failures))
+            if measurement is not None:  # what really runs, whatever a tracer made of it
+                called |= dict.fromkeys(measurement.called)
+            read = _read_directly(copied, flow)
+            return Trace(name, tuple(called), read, flow, tuple(failures))
     if measurement is not None:
         return Trace(RUN, measurement.called, failures=tuple(failures))
     return Trace(NONE, failures=tuple(failures))
@@ -169,7 +174,8 @@ def scratch_copy(model: nn.Module) -> nn.Module:
 
     A model that cannot be copied is returned as it is.
     """
-    shared = {id(tensor): tensor for tensor in model.parameters()}
+    # A lazy parameter takes its shape from the first call, which must not be one on the copy.
+    shared = {id(tensor): tensor for tensor in model.parameters() if not is_lazy(tensor)}
     for module in model.modules():
         plain = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
         # What a forward left behind as an attribute cannot be copied when it has a gradient.
@@ -226,7 +232,12 @@ def _fixed_arguments(model: nn.Module, inputs: Inputs | None) -> dict[str, Scala
 
 def _export(model: nn.Module, inputs: Inputs | None) -> Dataflow:
     assert inputs is not None
-    program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+    # Outputs may be of types that torch.export does not know, a cache or a data class.
+    handle = model.register_forward_hook(lambda _, args, output: list(_tensors(output)))
+    try:
+        program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+    finally:
+        handle.remove()
     signature = program.graph_signature
     graph = program.graph
     flow = read_graph(graph, program.graph_module, dict(signature.inputs_to_parameters))
@@ -235,7 +246,20 @@ def _export(model: nn.Module, inputs: Inputs | None) -> Dataflow:
     return Dataflow(flow.values, flow.outputs[len(flow.outputs) - count :])
 
 
-def _called(model: nn.Module, flow: Dataflow) -> tuple[str, ...]:
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested containers, in order."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(output):
+        yield from _tensors([getattr(output, f.name) for f in dataclasses.fields(output)])
+
+
+def _called(model: nn.Module, flow: Dataflow) -> dict[str, None]:
     """List the modules that compute a value; in a module called whole, all that it contains."""
     names: dict[str, None] = {}
     for value in flow.values:
@@ -243,7 +267,7 @@ def _called(model: nn.Module, flow: Dataflow) -> tuple[str, ...]:
         if value.opaque:
             inner = model.get_submodule(value.owner).named_modules(prefix=value.owner)
             names.update(dict.fromkeys(name for name, _ in inner))
-    return tuple(names)
+    return names
 
 
 def _read_directly(model: nn.Module, flow: Dataflow) -> frozenset[str]:
