@@ -1,12 +1,21 @@
 #include "core/parallel.h"
 
 #include <omp.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <exception>
 
 namespace qcompile {
+namespace {
+
+// A forked child has none of its parent's OpenMP threads, but libgomp waits for them if anything
+// in the parent, torch for one, had started them. So a child of a fork works alone.
+std::atomic<bool> forked{false};
+const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+}  // namespace
 
 void SerialExecutor::run(int64_t count, FunctionRef<void(int64_t)> task) const {
   for (int64_t i = 0; i < count; ++i) task(i);
@@ -16,7 +25,9 @@ OpenMPExecutor::OpenMPExecutor(int threads)
     : threads_(threads > 0 ? threads : omp_get_max_threads()) {}
 
 void OpenMPExecutor::run(int64_t count, FunctionRef<void(int64_t)> task) const {
-  if (count <= 1 || threads_ == 1) return SerialExecutor().run(count, task);
+  if (count <= 1 || threads_ == 1 || forked.load(std::memory_order_relaxed) || registered != 0) {
+    return SerialExecutor().run(count, task);
+  }
   std::exception_ptr failure;
   std::atomic<bool> failed{false};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads_)

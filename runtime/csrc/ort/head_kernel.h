@@ -1,0 +1,55 @@
+// What the operators of an output layer have in common: their inputs, checked, and their threads.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "index/head.h"
+#include "ort/custom_op.h"
+#include "ort/executor.h"
+
+namespace qcompile::ort {
+
+inline constexpr int kHeadInputTypes[] = {kFloat, kFloat, kFloat, kInt8, kFloat, kFloat};
+inline constexpr size_t kDenseInputs = 3;   // hidden, weight, bias
+inline constexpr size_t kPackedInputs = 6;  // and packed, scale, error
+
+// The layer of one node. Constant inputs are used where they lie and checked once; others are
+// checked at every call, which then computes all scores in fp32.
+class HeadKernel {
+ public:
+  // inputs: kDenseInputs or kPackedInputs. Throws std::invalid_argument, naming node and input,
+  // if constant inputs do not fit together.
+  HeadKernel(const NodeInfo& info, const char* op, size_t inputs);
+
+  const Api& api() const { return api_; }
+
+  // Calls body(head, hidden, count, executor) with `count` rows of hidden, and `shape` set to the
+  // dimensions of hidden without the last.
+  void run(OrtKernelContext* context,
+           FunctionRef<void(const Head&, const float* hidden, const std::vector<int64_t>& shape,
+                            int64_t count, const Executor&)>
+               body) const;
+
+  // Allocates an output of dimensions [shape..., last].
+  void* output(OrtKernelContext* context, size_t index, std::vector<int64_t> shape,
+               int64_t last) const;
+
+  // Throws std::invalid_argument for this node.
+  [[noreturn]] void reject(const std::string& message) const;
+
+ private:
+  Dense read_dense(const Tensor& weight, const Tensor& bias) const;
+  Packed read_packed(const Dense& dense, const Tensor* tensors) const;
+  void require(const char* input, const Tensor& tensor, int type,
+               const std::vector<int64_t>& dims) const;
+
+  Api api_;
+  std::string where_;
+  Parallelism parallelism_;
+  std::unique_ptr<const Head> head_;  // none if an input is not constant
+};
+
+}  // namespace qcompile::ort
