@@ -26,7 +26,8 @@ def linear_top_k(
     """
     scores = linear(hidden, weight, bias)
     # lexsort is stable and sorts by the last key first: NaN, then the score.
-    ids = np.lexsort((-np.nan_to_num(scores, nan=0.0), ~np.isnan(scores)), axis=-1)[..., :k]
+    missing = np.isnan(scores)
+    ids = np.lexsort((-np.where(missing, 0, scores), ~missing), axis=-1)[..., :k]
     return np.take_along_axis(scores, ids, axis=-1), ids.astype(np.int64)
 
 
