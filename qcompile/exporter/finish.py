@@ -29,7 +29,6 @@ class Plan:
         heads: the layers that were replaced.
         top_k: how many scores are handed out.
         size: bytes of the source.
-        external: keep weights in a data file whatever their size.
         external_above: bytes of weights from which they go to a data file.
         source: the file it was made from; its own defects are not held against the result.
     """
@@ -39,7 +38,6 @@ class Plan:
     heads: list[Head]
     top_k: int | None
     size: int
-    external: bool
     external_above: int
     source: Path
 
@@ -73,7 +71,7 @@ def finish(
     """
     say("writing")
     describe(plan.model, plan.report)
-    save(plan.model, stage, external=plan.external, external_above=plan.external_above)
+    save(plan.model, stage, plan.external_above)
     _check(plan, stage)
     result = ExportResult(
         path=stage.output,
@@ -116,10 +114,10 @@ def _verify(stage: Staging, reference: Reference, plan: Plan) -> list[Difference
 
 
 def _measure(stage: Staging, reference: Reference, plan: Plan) -> dict[str, tuple[float, float]]:
-    after = _session(stage.path, "plugin", plan.report)
+    after = _session(stage.path, "plugin", plan.report, literal=False)
     if after is None:
         return {}
-    before = Session(reference.before, plugin=False)
+    before = Session(reference.before, plugin=False, literal=False)
     feeds = reference.cases[0][0]
     found = {"model": interleaved(lambda: before.run(feeds), lambda: after.run(feeds))}
     if len(plan.heads) == 1:
@@ -129,9 +127,9 @@ def _measure(stage: Staging, reference: Reference, plan: Plan) -> dict[str, tupl
     return found
 
 
-def _session(path: Path, variant: str, report: Report) -> Session | None:
+def _session(path: Path, variant: str, report: Report, literal: bool = True) -> Session | None:
     try:
-        return Session(path, plugin=variant == "plugin")
+        return Session(path, plugin=variant == "plugin", literal=literal)
     except PluginError as error:
         note = f"not run with the plugin: {error}"
         if note not in report.notes:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qcompile.exporter.measure import interleaved
 from qcompile.exporter.reading import read_onnx
 from qcompile.exporter.sessions import Feeds, Session
-from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save
+from qcompile.exporter.writing import Staging, save
 from qcompile.passes.onnx.replace import Head
 
 
@@ -30,7 +30,8 @@ def measure_heads(
     except ValueError:
         return None  # another way leads round the layer, so it cannot be cut out
     activations = Session(front, plugin=False).run(feeds)
-    first, second = Session(old, plugin=False), Session(new, plugin=True)
+    first = Session(old, plugin=False, literal=False)
+    second = Session(new, plugin=True, literal=False)
     return interleaved(lambda: first.run(activations), lambda: second.run(activations))
 
 
@@ -47,5 +48,5 @@ def cut(source: Path, inputs: Sequence[str], outputs: Sequence[str], path: Path)
     for value in (*graph.inputs, *graph.outputs):
         # A value inside the graph may come without type; activations are float.
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-    save(part, Staging(path, path.parent), external=False, external_above=EXTERNAL_ABOVE)
+    save(part, Staging(path, path.parent))
     return path

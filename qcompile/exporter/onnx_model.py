@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import ExportError, PassError
+from qcompile.errors import ExportError, PassError, QCompileError
 from qcompile.exporter import inputs as example
 from qcompile.exporter.finish import Plan, Reference, finish
-from qcompile.exporter.reading import external_files, read_onnx
+from qcompile.exporter.reading import external_files, read_onnx, silent
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.sessions import Feeds, Session
+from qcompile.exporter.sessions import Feeds, Session, brief
 from qcompile.exporter.verify import Expectation
-from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save, staging
+from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, check, save, staging
 from qcompile.passes.onnx.output_layer import OutputLayer
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
@@ -68,15 +69,35 @@ def export_onnx(
     say(f"reading {source}")
     model = read_onnx(source)
     outside = external_files(model)
-    say("replacing the output layer")
-    report, heads = rewrite(model, str(source), top_k=top_k, min_outputs=min_outputs, where=node)
     size = source.stat().st_size + sum(file.stat().st_size for file in outside)
-    with staging(output) as stage:
+    with _no_surprises(source), staging(output) as stage:
+        say("replacing the output layer")
+        report, heads = rewrite(
+            model, str(source), top_k=top_k, min_outputs=min_outputs, where=node
+        )
         reference = None
         if verify or measure:
             reference = _reference(source, model, heads, stage, top_k, inputs)
-        plan = Plan(model, report, heads, top_k, size, bool(outside), external_above, source)
+        plan = Plan(model, report, heads, top_k, size, external_above, source)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
+
+
+@contextmanager
+def _no_surprises(source: Path) -> Iterator[None]:
+    """Turn what a broken graph may raise anywhere into an ExportError that names the file."""
+    try:
+        with silent("onnx_ir"):
+            yield
+    except QCompileError:
+        raise
+    except Exception as error:
+        wrong = check(source)
+        if wrong is None:
+            raise ExportError(
+                f"{source}: cannot be exported, though onnx.checker finds nothing wrong with it: "
+                f"{type(error).__name__}: {brief(error)}. Please report it with the file."
+            ) from error
+        raise ExportError(f"{source}: the graph is broken: {wrong}") from error
 
 
 def default_output(source: Path) -> Path:
@@ -194,6 +215,6 @@ def _exposed_scores(
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             model.graph.outputs.append(value)
     side = Staging(stage.output.with_name("scores.onnx"), stage.path.parent)
-    save(model, side, external=bool(external_files(model)), external_above=EXTERNAL_ABOVE)
+    save(model, side)
     answers = Session(side.path, plugin=False).run(feeds)
     return {name: answers[name] for name in wanted}

@@ -6,7 +6,9 @@ that are there before anything uses it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,7 +52,8 @@ def read_onnx(path: str | Path) -> ir.Model:
         raise ExportError(f"{path}: this is no ONNX model: it holds no graph.")
     _check(proto, path)
     try:
-        model = ir.from_proto(proto)
+        with silent("onnx_ir"):
+            model = ir.from_proto(proto)
         # onnx_ir refuses data that a symbolic link takes elsewhere; caches link whole models.
         folder = path.resolve().parent if path.is_symlink() else path.parent
         ir.external_data.set_base_dir(model.graph, folder)
@@ -59,6 +62,7 @@ def read_onnx(path: str | Path) -> ir.Model:
             f"{path}: the graph is broken: {_first_line(error)}. Export the model anew, or check "
             "the file with onnx.checker."
         ) from error
+    _check_links(model, path)
     return model
 
 
@@ -111,6 +115,34 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors):
                 _check_tensor(tensor, path)
+
+
+def _check_links(model: ir.Model, path: Path) -> None:
+    """Check that every value that is read or handed out comes from somewhere."""
+    graph = model.graph
+    known = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and id(value) not in known:
+                raise ExportError(
+                    f"{path}: node {node.op_type} {node.name!r} reads {value.name!r}, which "
+                    "nothing produces."
+                )
+    for value in graph.outputs:
+        if value.producer() is None and id(value) not in known:
+            raise ExportError(f"{path}: nothing produces the output {value.name!r}.")
+
+
+@contextmanager
+def silent(name: str) -> Iterator[None]:
+    """Keep a library from logging about what an error here says already."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _graphs(proto: onnx.ModelProto, path: Path) -> Iterator[onnx.GraphProto]:

@@ -20,25 +20,23 @@ class Session:
         model: path of an ONNX file.
         plugin: whether the operators of domain ``qcompile`` run in the plugin; otherwise their
             function bodies run.
+        literal: compute what the graph says; otherwise onnxruntime may quantise the activations
+            of layers whose weights are quantised, as it does when it serves.
 
     Raises:
         ExportError: onnxruntime does not load the model.
         PluginError: the plugin cannot be found or loaded.
     """
 
-    def __init__(self, model: Path, *, plugin: bool) -> None:
+    def __init__(self, model: Path, *, plugin: bool, literal: bool = True) -> None:
         import onnxruntime
 
         self.model = model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_quant_qdq", "1" if literal else "0")
         if plugin:
-            try:
-                from qcompile.plugin import session_options
-            except ImportError as error:  # TEMP
-                from qcompile.errors import PluginError
-
-                raise PluginError(str(error)) from error
+            from qcompile.plugin import session_options
 
             options = session_options(options)
         try:

@@ -87,7 +87,7 @@ def export(
         onnx_model = to_onnx(program, opset_version, input_names, output_names)
         before = Staging(stage.path.with_name("before.onnx"), stage.path.parent)
         names = _names(onnx_model)
-        save(onnx_model, before, external=False, external_above=external_above)
+        save(onnx_model, before, external_above)
         say("replacing the output layer")
         report, heads = _rewrite(onnx_model, model, top_k, min_outputs, node)
         reference = Reference([], before.path)
@@ -95,7 +95,7 @@ def export(
             cases = _cases(call, arguments, varying(program), names, heads, top_k, report)
             reference = Reference(cases, before.path)
         size = sum(tensor.nbytes for tensor in program.state_dict.values())
-        plan = Plan(onnx_model, report, heads, top_k, size, False, external_above, before.path)
+        plan = Plan(onnx_model, report, heads, top_k, size, external_above, before.path)
         measure = measure and bool(heads)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 import qcompile
 from qcompile.errors import ExportError
+from qcompile.exporter.reading import external_files
 from qcompile.report import Report
 
 EXTERNAL_ABOVE = 1_900_000_000
@@ -81,19 +82,18 @@ def staging(output: Path) -> Iterator[Staging]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save(model: ir.Model, stage: Staging, *, external: bool, external_above: int) -> None:
-    """Write ``model`` to the staging folder.
+def save(model: ir.Model, stage: Staging, external_above: int = EXTERNAL_ABOVE) -> None:
+    """Write ``model`` to the staging folder; weights that lie in a data file go to one again.
 
     Args:
         model: what to write.
         stage: where.
-        external: put the weights in a data file whatever their size.
         external_above: bytes of weights from which they go to a data file.
 
     Raises:
         ExportError: the model cannot be serialised.
     """
-    external = external or weight_bytes(model) > external_above
+    external = bool(external_files(model)) or weight_bytes(model) > external_above
     try:
         ir.save(model, stage.path, external_data=stage.data.name if external else None)
     except OSError:

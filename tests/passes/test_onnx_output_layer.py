@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from qcompile.errors import PassError
 from qcompile.passes.onnx.output_layer import OutputLayer
 
-import importlib.util
-PLUGIN=(False,True) if importlib.util.find_spec('qcompile.plugin') else (False,)
 N, D = 37, 13
 """Odd on purpose: neither fills a block of the packed layout."""
 
@@ -85,7 +83,7 @@ def check_same(m: ir.Model, expected: list[str], step: OutputLayer | None = None
     assert operators(m) == expected
     assert signature(m) == shape_before
     onnx.checker.check_model(ir.to_proto(m), full_check=True)
-    for plugin in PLUGIN:
+    for plugin in (False, True):
         after = run(m, plugin, **feeds)
         for name, values in before.items():
             if values.dtype == np.int64:
@@ -337,7 +335,7 @@ def test_asked_for_top_k_the_output_gives_way_to_the_best_of_it(body, expected, 
     assert [str(value.shape) for value in m.graph.outputs] == ["[B,4]", "[B,4]"]
     onnx.checker.check_model(ir.to_proto(m), full_check=True)
     order = np.argsort(-full, axis=-1, kind="stable")[:, :4]
-    for plugin in PLUGIN:
+    for plugin in (False, True):
         answer = run(m, plugin, **feeds)
         np.testing.assert_array_equal(answer["ids"], order)
         best = np.take_along_axis(full, order, -1)
@@ -358,7 +356,7 @@ def test_asked_for_top_k_reshapes_are_repeated_on_the_best(opset):
     full = run(m, **feeds)["y"]
     OutputLayer(min_outputs=1, top_k=1)(m)
     assert "LinearTopK" in operators(m)
-    for plugin in PLUGIN:
+    for plugin in (False, True):
         answer = run(m, plugin, **feeds)
         np.testing.assert_array_equal(answer["ids"], full.argmax(-1)[..., None])
 
