@@ -20,6 +20,7 @@ VARIABLE = "QCOMPILE_LIBRARY"
 OLDEST_ONNXRUNTIME = "1.17"
 
 _DISTRIBUTION = "torch-qcompile"
+_MARK = "qcompile.library"
 _REMEDY = f"Reinstall {_DISTRIBUTION}, or set {VARIABLE} to the library's path."
 
 
@@ -49,23 +50,26 @@ def get_library_path() -> str:
 def register(session_options: onnxruntime.SessionOptions) -> None:
     """Let sessions made with ``session_options`` run qcompile's operators.
 
-    Calling it again with the same object, or after another part of the program has registered
-    the library, does nothing.
+    Calling it again with the same object does nothing. Where another part of the program calls
+    ``register_custom_ops_library`` itself, do not call this: onnxruntime refuses to make a
+    session with one library registered twice.
 
     Raises:
         PluginError: the library is missing, or onnxruntime cannot load it.
     """
+    if _is_registered(session_options):
+        return
     path = get_library_path()
     try:
         session_options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime raises several types, none of them public
-        if "already set in registry" in str(error):
-            return
         version = getattr(import_module("onnxruntime"), "__version__", "unknown")
         raise PluginError(
             f"onnxruntime {version} cannot load {path}: {error} "
             f"Wanted: onnxruntime {OLDEST_ONNXRUNTIME} or later on x86-64 Linux. {_REMEDY}"
         ) from error
+    # The mark travels with the object; onnxruntime ignores entries that it does not know.
+    session_options.add_session_config_entry(_MARK, path)
 
 
 def session_options(base: onnxruntime.SessionOptions | None = None) -> onnxruntime.SessionOptions:
@@ -85,6 +89,14 @@ def session_options(base: onnxruntime.SessionOptions | None = None) -> onnxrunti
         base = runtime.SessionOptions()
     register(base)
     return base
+
+
+def _is_registered(session_options: onnxruntime.SessionOptions) -> bool:
+    try:
+        session_options.get_session_config_entry(_MARK)
+    except RuntimeError:  # there is no such entry
+        return False
+    return True
 
 
 def _beside_package() -> list[Path]:

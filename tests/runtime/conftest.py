@@ -32,27 +32,33 @@ def make_model(
     k: int = 1,
     opset: int = 18,
     function: bool = True,
+    declare: bool = True,
+    variable: dict[str, tuple[int | str, ...]] | None = None,
 ) -> ir.Model:
-    """Build ``operator`` over constant ``arrays``; ``shape`` is that of the input ``hidden``."""
+    """Build ``operator`` over ``arrays``.
+
+    They are constant but for those that ``variable`` makes inputs of the graph, with a shape each.
+    ``shape`` is that of the input ``hidden``; ``declare`` gives the outputs a shape.
+    """
+    variable = variable or {}
     hidden = ir.Value(
         name="hidden", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(shape))
     )
-    constants = []
+    values = []
     for name, array in arrays.items():
         tensor = ir.tensor(array, name=name)
-        constants.append(
-            ir.Value(
-                name=name,
-                const_value=tensor,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-            )
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(variable.get(name, array.shape)),
+            const_value=None if name in variable else tensor,
         )
+        values.append(value)
     attributes = [ir.AttrInt64("k", k)] if operator.attributes else []
     node = ir.Node(
         ops.DOMAIN,
         operator.name,
-        [hidden, *constants],
+        [hidden, *values],
         attributes,
         num_outputs=len(operator.outputs),
         name="head",
@@ -60,12 +66,14 @@ def make_model(
     for value, name in zip(node.outputs, operator.outputs, strict=True):
         value.name = name
         value.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
-        value.shape = ir.Shape([*shape[:-1], k if operator.attributes else len(arrays["weight"])])
+        if declare:
+            last = k if operator.attributes else len(arrays["weight"])
+            value.shape = ir.Shape([*shape[:-1], last])
     graph = ir.Graph(
-        [hidden],
+        [hidden, *(value for value in values if value.const_value is None)],
         node.outputs,
         nodes=[node],
-        initializers=constants,
+        initializers=[value for value in values if value.const_value is not None],
         opset_imports={"": opset, ops.DOMAIN: ops.VERSION},
         name="head",
     )

@@ -1,0 +1,218 @@
+"""onnxruntime with the plugin: the same answers as without, under threads, forks and bad files."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import qcompile
+from qcompile import ops
+from qcompile.runtime.reference import head
+
+CPU = ["CPUExecutionProvider"]
+
+
+def make_session(path: str, **settings: object) -> onnxruntime.InferenceSession:
+    options = qcompile.session_options()
+    for name, value in settings.items():
+        setattr(options, name, value)
+    return onnxruntime.InferenceSession(path, options, providers=CPU)
+
+
+@pytest.fixture
+def layer():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(1003, 30)).astype(np.float32)
+    return weight, rng.normal(size=1003).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(30,), (1, 30), (4, 30), (2, 3, 30), (0, 30), (2, 0, 30)])
+@pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda operator: operator.name)
+def test_kernel_equals_function_body(head_model, layer, operator, shape):
+    names = tuple(f"axis{i}" for i in range(len(shape) - 1))
+    path = head_model(operator, *layer, shape=(*names, 30), k=5)
+    hidden = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    bodies = onnxruntime.InferenceSession(path, providers=CPU).run(None, {"hidden": hidden})
+    kernels = make_session(path).run(None, {"hidden": hidden})
+    for body, kernel in zip(bodies, kernels, strict=True):
+        assert body.dtype == kernel.dtype and body.shape == kernel.shape
+        np.testing.assert_allclose(kernel, body, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda operator: operator.name)
+def test_registered_kernel_is_what_runs(head_model, layer, operator, tmp_path):
+    path = head_model(operator, *layer)
+    session = make_session(
+        path, enable_profiling=True, profile_file_prefix=str(tmp_path / "profile")
+    )
+    session.run(None, {"hidden": np.ones((2, 30), np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    names = {event.get("args", {}).get("op_name") for event in events}
+    assert operator.name in names and "MatMul" not in names
+
+
+def test_shapes_are_inferred_without_being_declared(head_model, layer):
+    # The node alone, with no function body and no declared output shape.
+    for operator, last in ((ops.LINEAR_TOP_K, 7), (ops.LINEAR_SOFTMAX, 1003), (ops.LINEAR, 1003)):
+        path = head_model(operator, *layer, k=7, function=False, declare=False)
+        for output in make_session(path).get_outputs():
+            assert output.shape == ["batch", last]
+
+
+def test_registering_twice_is_harmless(head_model, layer):
+    options = qcompile.session_options()
+    qcompile.register(options)
+    assert qcompile.session_options(options) is options
+    path = head_model(ops.LINEAR, *layer, function=False)
+    assert onnxruntime.InferenceSession(path, options, providers=CPU).get_outputs()
+
+
+def test_sessions_and_threads_share_the_library(head_model, layer):
+    path = head_model(ops.LINEAR_TOP_K, *layer, k=4)
+    sessions = [make_session(path), make_session(path, intra_op_num_threads=1)]
+    rng = np.random.default_rng(2)
+    hidden = rng.normal(size=(8, 70, 30)).astype(np.float32)
+    expected = [head.linear_top_k(part, *layer, 4)[1] for part in hidden]
+    wrong = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            found = sessions[index % 2].run(["ids"], {"hidden": hidden[index]})[0]
+            if not np.array_equal(found, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def _serve(path: str, hidden: np.ndarray) -> np.ndarray:
+    return make_session(path).run(["probabilities"], {"hidden": hidden})[0]
+
+
+_FORK = """
+import multiprocessing, sys
+import numpy as np
+import torch
+torch.set_num_threads(2)
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # starts torch's threads in the parent
+import onnxruntime, qcompile
+path = sys.argv[1]
+rng = np.random.default_rng(0)
+hidden = rng.normal(size=(64, 64)).astype(np.float32)
+
+def serve(queue=None):
+    options = qcompile.session_options()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"hidden": hidden})[0]
+    if queue is not None:
+        queue.put(found)
+    return found
+
+expected = serve()
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+child = context.Process(target=serve, args=(queue,))
+child.start()
+assert np.array_equal(queue.get(timeout=60), expected)
+child.join(60)
+assert child.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openmp", "serial"])
+def test_forked_children_do_not_hang(head_model, backend):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(6000, 64)).astype(np.float32)
+    path = head_model(ops.LINEAR_SOFTMAX, weight, np.zeros(6000, np.float32))
+    environment = {**os.environ, "QCOMPILE_PARALLEL": backend}
+    command = [sys.executable, "-c", _FORK, path]
+    subprocess.run(command, env=environment, check=True, timeout=180)
+
+
+def test_spawned_children_serve(head_model, layer):
+    path = head_model(ops.LINEAR_SOFTMAX, *layer)
+    hidden = np.ones((2, 30), np.float32)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(_serve, (path, hidden))
+    np.testing.assert_array_equal(found, _serve(path, hidden))
+
+
+def test_unknown_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("QCOMPILE_PARALLEL", "fibers")
+    with pytest.raises(
+        qcompile.PluginError, match=r"fibers.*expected onnxruntime, openmp or serial"
+    ):
+        qcompile.session_options()
+
+
+HOSTILE = {
+    "weight": [np.ones((1003, 31)), np.ones(30), np.ones((1, 1003, 30)), np.ones((0, 30))],
+    "bias": [np.ones(1002), np.ones((1003, 1)), np.ones(())],
+    "packed": [
+        np.ones((63, 8, 16, 3), np.int8),
+        np.ones((62, 8, 16, 4), np.int8),
+        np.ones((63, 7, 16, 4), np.int8),
+        np.ones((0,), np.int8),
+    ],
+    "scale": [np.ones(1002), np.ones((1003, 2)), np.full(1003, np.nan), -np.ones(1003)],
+    "error": [np.ones(1004), np.ones((1, 1003)), np.full(1003, np.inf), -np.ones(1003)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
+)
+@pytest.mark.parametrize("operator", [ops.LINEAR_TOP_K, ops.LINEAR_SOFTMAX], ids=lambda o: o.name)
+def test_inputs_that_do_not_fit_are_refused(head_model, layer, operator, name, value):
+    if value.dtype != np.int8:
+        value = value.astype(np.float32)
+    path = head_model(operator, *layer, replace={name: value})
+    with pytest.raises(Exception, match=rf"{operator.name} 'head': .*(expected|bias)"):
+        make_session(path).run(None, {"hidden": np.ones((2, 30), np.float32)})
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float32])
+def test_packed_rows_of_another_type_are_refused(head_model, layer, dtype):
+    path = head_model(ops.LINEAR_TOP_K, *layer, replace={"packed": np.ones((63, 8, 16, 4), dtype)})
+    with pytest.raises(Exception, match=r"packed|Type"):
+        make_session(path)
+
+
+@pytest.mark.parametrize("k", [0, -3, 1004, 2**40])
+def test_impossible_k_is_refused(head_model, layer, k):
+    path = head_model(ops.LINEAR_TOP_K, *layer, k=k, shape=("batch", 30))
+    with pytest.raises(Exception, match=rf"LinearTopK 'head': attribute k is {k}, expected"):
+        make_session(path).run(None, {"hidden": np.ones((2, 30), np.float32)})
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda operator: operator.name)
+def test_hidden_of_another_width_is_refused(head_model, layer, operator):
+    path = head_model(operator, *layer, shape=("batch", "width"))
+    session = make_session(path)
+    with pytest.raises(Exception, match=r"expected float32 \[..., 30\], found float32 \[2, 29\]"):
+        session.run(None, {"hidden": np.ones((2, 29), np.float32)})
+
+
+def test_weights_that_are_not_constant_are_served_densely(head_model, layer):
+    path = head_model(ops.LINEAR_TOP_K, *layer, k=3, variable={"weight": ("N", 30), "bias": ("M",)})
+    weight, bias = layer
+    hidden = np.random.default_rng(3).normal(size=(5, 30)).astype(np.float32)
+    feeds = {"hidden": hidden, "weight": -weight, "bias": bias}
+    scores, ids = make_session(path).run(None, feeds)
+    expected = head.linear_top_k(hidden, -weight, bias, 3)
+    np.testing.assert_array_equal(ids, expected[1])
+    np.testing.assert_array_equal(scores, expected[0])
+    with pytest.raises(Exception, match=r"bias.*expected float32 \[1003\]"):
+        make_session(path).run(None, {**feeds, "bias": bias[1:]})
