@@ -78,7 +78,7 @@ def transform(
         raise
     for problem in report.problems:
         warnings.warn(problem, QCompileWarning, stacklevel=2)
-    result.qcompile_report = report
+    vars(result)["qcompile_report"] = report
     return result
 
 
@@ -133,15 +133,20 @@ def _rewrite(
 
 
 def _quadratics(request: QuadraticRequest) -> list[Quadratic]:
-    several = isinstance(request, Iterable) and not isinstance(request, str)
-    found = list(request) if several else [] if request is None else [request]
-    configs = [Quadratic(item) if isinstance(item, str) else item for item in found]
-    for config in configs:
+    if request is None:
+        return []
+    items = [request] if isinstance(request, str | Quadratic) else request
+    if not isinstance(items, Iterable):
+        items = [items]
+    configs = []
+    for item in items:
+        config = Quadratic(item) if isinstance(item, str) else item
         if not isinstance(config, Quadratic):
             raise ConfigurationError(
                 f"quadratic= takes the name of a form, a qcompile.Quadratic or several of them, "
                 f"got {type(config).__name__}."
             )
+        configs.append(config)
     return configs
 
 
@@ -223,7 +228,7 @@ def _measure(model: nn.Module, inputs: Inputs | None, report: Report) -> Measure
         return measure(scratch_copy(model), inputs.args, inputs.kwargs)
     except Exception as error:  # a model's forward may raise anything at all
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        report.notes.append(f"operations not counted: the model fails on example_inputs: {reason}")
+        report.notes.append(f"operations not counted, one call on a copy failed: {reason}")
         return None
 
 

@@ -13,7 +13,6 @@ see each other's targets.
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -100,14 +99,23 @@ def keyword(kind: type[nn.Module]) -> str:
     return "sparse_target" if "target" in own else "target"
 
 
-@functools.cache
-def _routed(base: type[nn.Module]) -> Any:
-    """Return the class derived from ``base`` whose instances take a target when called."""
+def _routed(base: Any) -> Any:
+    """Return the class derived from ``base`` whose instances take a target when called.
+
+    The base keeps it, so that there is one, which lives as long as the base does.
+    """
+    if "_qcompile_routed" not in vars(base):
+        base._qcompile_routed = _derive(base)
+    return base._qcompile_routed
+
+
+def _derive(base: Any) -> Any:
     word = keyword(base)
+    graph_call = vars(base).get("_wrapped_call")
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         target = kwargs.pop(word, None)
-        call = functools.partial(base.__call__, self, *args, **kwargs)
+        call = functools.partial(graph_call or base.__call__, self, *args, **kwargs)
         return call() if target is None else _answer(call, target, self)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807
@@ -117,7 +125,7 @@ def _routed(base: type[nn.Module]) -> Any:
         return _rebuild, (rebuild, plain), *rest
 
     def __deepcopy__(self: nn.Module, memo: Any) -> Any:  # noqa: N807
-        copied = base.__deepcopy__(self, memo)  # type: ignore[attr-defined]
+        copied = base.__deepcopy__(self, memo)
         copied.__class__ = _routed(type(copied))
         return copied
 
@@ -129,9 +137,9 @@ def _routed(base: type[nn.Module]) -> Any:
         "__doc__": base.__doc__,
         "_qcompile_base": base,
     }
-    if "_wrapped_call" in vars(base):
-        # Without its own, GraphModule.recompile would put another __call__ over the one above.
-        namespace["_wrapped_call"] = vars(base)["_wrapped_call"]
+    if graph_call is not None:
+        # GraphModule.recompile puts a __call__ of its own in place, which calls this.
+        namespace["_wrapped_call"] = staticmethod(__call__)
     if hasattr(base, "__deepcopy__"):
         namespace["__deepcopy__"] = __deepcopy__
     return type(base)(base.__name__, (base,), namespace)
@@ -139,7 +147,7 @@ def _routed(base: type[nn.Module]) -> Any:
 
 def _rebuild(rebuild: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
     """Undo the pickling of a routed model; its state follows."""
-    model = copyreg.__newobj__(*arguments) if rebuild is copyreg.__newobj__ else rebuild(*arguments)
+    model = rebuild(*arguments)
     model.__class__ = _routed(type(model))
     return model
 

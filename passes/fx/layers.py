@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from qcompile.passes.fx.tracing import Trace, disable_fast_path
 
 __all__ = ["FIRST_ORDER", "ROOT", "Layer", "as_plain", "find_layers", "obstacle", "replace_modules"]
+
+First = TypeVar("First", bound=nn.Module)
 
 FIRST_ORDER = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -118,8 +121,9 @@ def _obstacle_of_type(module: nn.Module) -> str | None:
         return f"{type(module).__name__} has no counterpart"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "its weight is read by nn.MultiheadAttention, which never calls it"
-    if "parametrizations" in module._modules:
-        return f"its {', '.join(module._modules['parametrizations'])} is parametrised"
+    if is_parametrized(module):
+        names = dict(module.get_submodule("parametrizations").named_children())
+        return f"its {', '.join(names)} is parametrised"
     kind = type(module)
     base = next(base for base in FIRST_ORDER if issubclass(kind, base))
     same = f"{kind.__module__}.{kind.__qualname__}" in _COMPUTES_THE_SAME
@@ -134,7 +138,7 @@ def _obstacle_of_type(module: nn.Module) -> str | None:
 
 def _obstacle_of_state(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
-    if is_lazy(weight):
+    if weight is not None and is_lazy(weight):
         return "its size is not known yet: run the model once first"
     hooks = [kind for kind in _HOOK_KINDS if getattr(module, f"_{kind}", None)]
     if hooks:
@@ -161,14 +165,12 @@ def _obstacle_of_use(layer: Layer) -> str | None:
     return None
 
 
-def as_plain(module: nn.Module) -> nn.Module:
-    """Return a view of a first-order layer, same parameters, whose type is torch's own class."""
-    base = next(base for base in FIRST_ORDER if isinstance(module, base))
-    if type(module) is base:
-        return module
+def as_plain(module: nn.Module, *bases: type[First]) -> First:
+    """Return a view of ``module``, same parameters, whose type is the base that it derives from."""
+    base = next(base for base in bases if isinstance(module, base))
     plain = copy.copy(module)
     plain.__class__ = base
-    return plain
+    return cast(First, plain)
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -181,8 +183,9 @@ def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.
     for parent in parents:
         if parent in new:
             continue
-        children = parent._modules.items()
-        parent._modules.update({key: new[child] for key, child in children if child in new})
+        for key, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[key] = new[child]
     for parent in parents:
         _disable_stale_fast_path(parent)
     return new.get(model, model)

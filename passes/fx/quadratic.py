@@ -16,7 +16,14 @@ from torch import nn
 from qcompile.config import Quadratic
 from qcompile.errors import ConfigurationError
 from qcompile.passes.base import Pass, PassResult
-from qcompile.passes.fx.layers import Layer, as_plain, find_layers, obstacle, replace_modules
+from qcompile.passes.fx.layers import (
+    FIRST_ORDER,
+    Layer,
+    as_plain,
+    find_layers,
+    obstacle,
+    replace_modules,
+)
 from qcompile.passes.fx.selection import NOT_SELECTED, Selection
 from qcompile.passes.fx.tracing import Trace
 from qcompile.report import Entry, Report
@@ -123,7 +130,7 @@ def _build(layer: Layer, config: Quadratic) -> nn.Module:
     from qcompile.nn.quadratic import from_first_order
 
     try:
-        return from_first_order(as_plain(layer.module), config)
+        return from_first_order(as_plain(layer.module, *FIRST_ORDER), config)
     except ConfigurationError as error:
         kind = type(layer.module).__name__
         raise ConfigurationError(f"layer {layer.label!r} ({kind}): {error}") from error

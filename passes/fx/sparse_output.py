@@ -218,7 +218,7 @@ def _build(layer: Layer, config: LSH) -> nn.Module:
     from qcompile.nn.lsh import LSHLinear
 
     try:
-        return LSHLinear.from_linear(as_plain(layer.module), config)
+        return LSHLinear.from_linear(as_plain(layer.module, nn.Linear), config)
     except QCompileError as error:
         raise type(error)(f"output layer {layer.label!r}: {error}") from error
 

@@ -152,7 +152,10 @@ def trace(
         tracers.append((EXPORT, lambda copied: _export(copied, inputs)))
     failures: list[Failure] = []
     for name, tracer in tracers:
-        copied = scratch_copy(model)
+        try:
+            copied = scratch_copy(model)
+        except Exception as error:  # an attribute may refuse with anything at all
+            return Trace(NONE, failures=(_failure("copying the model", error, model),))
         try:
             with torch.random.fork_rng(devices=[]):
                 flow = tracer(copied)
@@ -172,18 +175,18 @@ def trace(
 def scratch_copy(model: nn.Module) -> nn.Module:
     """Return a copy that shares parameters with ``model``, has its own buffers and no hooks.
 
-    A model that cannot be copied is returned as it is.
+    Raises:
+        Exception: whatever an attribute that cannot be copied raises.
     """
     # A lazy parameter takes its shape from the first call, which must not be one on the copy.
-    shared = {id(tensor): tensor for tensor in model.parameters() if not is_lazy(tensor)}
+    shared: dict[int, Any] = {
+        id(tensor): tensor for tensor in model.parameters() if not is_lazy(tensor)
+    }
     for module in model.modules():
         plain = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
         # What a forward left behind as an attribute cannot be copied when it has a gradient.
         shared.update((id(value), value) for value in plain if not value.is_leaf)
-    try:
-        copied = copy.deepcopy(model, shared)
-    except Exception:
-        return model
+    copied = copy.deepcopy(model, shared)
     for module in copied.modules():
         for kind in _HOOKS:
             getattr(module, kind, {}).clear()
