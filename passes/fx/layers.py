@@ -204,8 +204,8 @@ def _disable_stale_fast_path(module: nn.Module) -> None:
 
 def _exchanged(layers: Iterable[Any]) -> bool:
     """Return whether a feed-forward layer in any of the encoder layers is no longer first-order."""
-    return not all(
-        isinstance(getattr(layer, name, None), nn.Linear)
+    return any(
+        not isinstance(getattr(layer, name, None), nn.Linear | None)
         for layer in layers
         for name in ("linear1", "linear2")
     )

@@ -8,6 +8,7 @@ without weights: a softmax, a reshape, a choice of the best, packing into a dict
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -35,11 +36,13 @@ class _Candidate:
     Args:
         layer: the layer.
         behind: operations between it and the output, in order.
+        calls: how often the forward calls it on the way to an output.
         is_last_axis: whether an output's last axis is known to be as long as the layer is wide.
     """
 
     layer: Layer
     behind: dict[str, None] = field(default_factory=dict)
+    calls: int = 0
     is_last_axis: bool = False
 
 
@@ -82,7 +85,9 @@ class SubstituteOutput(Pass[nn.Module]):
             report.problems.append(f"sparse_output: {report.summary()}.")
         if new and model not in new:
             accept_target(model, {layer.name: new[layer.module] for layer in chosen})
-            report.notes += _describe_call(model, [c for c in candidates if c.layer in chosen])
+            taken = [c for c in candidates if c.layer in chosen]
+            report.notes += _describe_call(model, taken)
+            report.problems += _repeated_calls(taken)
         return PassResult(replace_modules(model, new), bool(new), report)
 
     def _search(
@@ -185,9 +190,10 @@ def _candidates(model: nn.Module, layers: list[Layer], flow: Dataflow | None) ->
     found: dict[Layer, _Candidate] = {}
     for output in flow.outputs if flow else ():
         behind: dict[str, None] = {}
-        reached = list(_reach(model, linear, output, behind))
-        for layer in reached:
+        reached = Counter(_reach(model, linear, output, behind))
+        for layer, calls in reached.items():
             candidate = found.setdefault(layer, _Candidate(layer))
+            candidate.calls = max(candidate.calls, calls)
             candidate.behind.update(dict.fromkeys(reversed(behind)))
             last = output.shape[-1:] if output.shape else ()
             candidate.is_last_axis |= last == (layer.module.out_features,)
@@ -221,6 +227,18 @@ def _build(layer: Layer, config: LSH) -> nn.Module:
         return LSHLinear.from_linear(as_plain(layer.module, nn.Linear), config)
     except QCompileError as error:
         raise type(error)(f"output layer {layer.label!r}: {error}") from error
+
+
+def _repeated_calls(candidates: list[_Candidate]) -> Iterator[str]:
+    """Name the layers that get a part of the examples in each of several calls."""
+    for candidate in candidates:
+        if candidate.calls > 1:
+            name = candidate.layer.label
+            yield (
+                f"sparse_output: the forward calls {name!r} {candidate.calls} times, and a target "
+                f"given to the model reaches the first call only: let the forward call it once, "
+                f"on all examples, or give the target to the layer itself."
+            )
 
 
 def _describe_call(model: nn.Module, candidates: list[_Candidate]) -> Iterator[str]:

@@ -165,6 +165,16 @@ def test_without_a_large_layer_no_trace_is_needed():
         transform(Net(branch=True), True)
 
 
+def test_an_output_layer_that_is_called_step_by_step_is_loud():
+    class Stepwise(Net):
+        def forward(self, x):
+            return torch.stack([self.head(h) for h in self.body(x).unbind(0)])
+
+    with pytest.warns(QCompileWarning, match="calls 'head' 3 times"):
+        new = transform(Stepwise(), example_inputs=X)
+    assert type(new.head) is LSHLinear
+
+
 def test_an_output_layer_with_a_hook_is_left_alone():
     model = Net()
     model.head.register_forward_hook(lambda *_: None)
