@@ -45,10 +45,6 @@ def pack_rows(weight: np.ndarray):
     """Quantise and pack float32 rows [N, d] for the int8 scan."""
     from qcompile.runtime import _core
 
-    if not hasattr(_core, "pack_rows"):
-        from qcompile.runtime.reference.index import pack
-
-        return pack(weight)
     return _core.pack_rows(weight)
 
 
@@ -59,9 +55,8 @@ def _inputs(
     bias = np.broadcast_to(layer.bias, layer.weight.shape[:1])
     inputs = [
         _hidden(graph, anchor, layer),
-        _held_by(layer.weight_value, layer.weight)
-        or initializer(graph, f"{base}.weight", layer.weight),
-        _held_by(layer.bias_value, bias) or initializer(graph, f"{base}.bias", bias),
+        _held(graph, layer.weight) or initializer(graph, f"{base}.weight", layer.weight),
+        _held(graph, bias) or initializer(graph, f"{base}.bias", bias),
     ]
     if len(operator.inputs) > len(inputs):
         packed = pack_rows(layer.weight)
@@ -89,18 +84,16 @@ def _cast(graph: ir.Graph, anchor: ir.Node, value: ir.Value, to: ir.DataType) ->
     return insert_before(graph, anchor, "Cast", [value], [ir.AttrInt64("to", int(to))], to)
 
 
-def _held_by(value: ir.Value | None, array: np.ndarray) -> ir.Value | None:
-    """Return the initializer behind ``value`` if it holds ``array`` as it is.
-
-    Behind a Transpose, as of tied embeddings, the initializer holds the rows already.
-    """
-    while value is not None and not value.is_initializer():
-        node = value.producer()
-        if node is None or node.op_type not in ("Identity", "Transpose"):
-            return None
-        value = node.inputs[0]
-    tensor = None if value is None else value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
-        return None
-    held = tensor.numpy()
-    return value if held.shape == array.shape and np.array_equal(held, array) else None
+def _held(graph: ir.Graph, array: np.ndarray) -> ir.Value | None:
+    """Return an initializer that holds ``array`` as it is, such as tied embeddings."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if (
+            tensor is not None
+            and tensor.dtype == ir.DataType.FLOAT
+            and tuple(tensor.shape) == array.shape
+            and not value.is_graph_input()
+            and np.array_equal(tensor.numpy(), array)
+        ):
+            return value
+    return None

@@ -43,7 +43,6 @@ class LinearLayer:
         bias: float32 [N].
         scores: value of shape [..., N].
         weight_value: what the weight was folded from.
-        bias_value: the bias where it is one value that was used as it is, else ``None``.
         dtype: float type of the hidden activations.
         dtype_out: float type of the scores.
     """
@@ -55,7 +54,6 @@ class LinearLayer:
     bias: np.ndarray
     scores: ir.Value
     weight_value: ir.Value
-    bias_value: ir.Value | None = None
     transposed: bool = False
     quantized: tuple[ir.Value, ir.Value] | None = None
     dtype: ir.DataType = ir.DataType.FLOAT
@@ -78,20 +76,8 @@ class LinearLayer:
         return "+".join(node.op_type for node in self.nodes)
 
 
-def weight_shape(product: ir.Node) -> tuple[int, int]:
-    """Return (N, d) of a product's constant weight, without looking at its numbers.
-
-    Raises:
-        NoMatch: the product is no linear layer over a constant.
-    """
-    array = constant_weight(product)
-    flip = product.op_type == "Gemm" and attribute(product, "transB", 0)
-    rows, columns = array.shape
-    return (rows, columns) if flip else (columns, rows)
-
-
-def constant_weight(product: ir.Node) -> np.ndarray:
-    """Return the right operand of ``product`` as it is stored.
+def constant_rows(product: ir.Node) -> np.ndarray:
+    """Return the constant weight [N, d] of ``product``.
 
     Raises:
         NoMatch: it is no constant matrix.
@@ -107,7 +93,7 @@ def constant_weight(product: ir.Node) -> np.ndarray:
         raise NoMatch(f"its weight is not constant: {reason}") from None
     if array.ndim != 2:
         raise NoMatch(f"its weight has shape {list(array.shape)}, not two dimensions")
-    return array
+    return array if product.op_type == "Gemm" and attribute(product, "transB", 0) else array.T
 
 
 def match(product: ir.Node, shapes: Shapes) -> LinearLayer:
@@ -127,12 +113,10 @@ def match(product: ir.Node, shapes: Shapes) -> LinearLayer:
 
 
 def _product(product: ir.Node) -> LinearLayer:
-    weight = constant_weight(product)
-    if weight.dtype not in _FLOATS:
-        raise NoMatch(f"its weight is {weight.dtype}; float32 and float16 are rewritten")
-    flip = product.op_type == "MatMul" or not attribute(product, "transB", 0)
-    rows = weight.T if flip else weight
-    dtype = ir.DataType.FLOAT16 if weight.dtype == np.float16 else ir.DataType.FLOAT
+    rows = constant_rows(product)
+    if rows.dtype not in _FLOATS:
+        raise NoMatch(f"its weight is {rows.dtype}; float32 and float16 are rewritten")
+    dtype = ir.DataType.FLOAT16 if rows.dtype == np.float16 else ir.DataType.FLOAT
     layer = LinearLayer(
         product=product,
         nodes=[product],
@@ -160,12 +144,11 @@ def _gemm(layer: LinearLayer) -> None:
         except NoMatch as reason:
             raise NoMatch(f"its bias is not constant: {reason}") from None
         _shift(layer, _per_output(bias, layer, 2) * np.float32(beta))
-        layer.bias_value = node.inputs[2] if beta == 1.0 else None
 
 
 def _integer(product: ir.Node) -> LinearLayer:
     """Match Mul(Cast(MatMulInteger(q, W, q_zero, W_zero)), scale_q * scale_W)."""
-    weight = constant_weight(product).astype(np.float32)
+    weight = constant_rows(product).T.astype(np.float32)
     zero_point = product.inputs[3] if len(product.inputs) > 3 else None
     if zero_point is not None:
         weight = weight - constant(zero_point).astype(np.float32)
@@ -212,8 +195,6 @@ def _absorb(layer: LinearLayer, shapes: Shapes) -> bool:
     except NoMatch:
         return False
     if node.op_type in ("Add", "Sub"):
-        plain = node.op_type == "Add" and not layer.bias.any() and array.dtype == np.float32
-        layer.bias_value = other if plain else None
         _shift(layer, array if node.op_type == "Add" else -array)
     else:
         _scale(layer, array if node.op_type == "Mul" else np.float32(1) / array.astype(np.float32))
@@ -228,7 +209,6 @@ def _scale(layer: LinearLayer, factor: np.ndarray | np.float32) -> None:
     factor = np.asarray(factor, np.float32)
     layer.weight = layer.weight * (factor[:, None] if factor.ndim else factor)
     layer.bias = layer.bias * factor
-    layer.bias_value = None
 
 
 def _shift(layer: LinearLayer, offset: np.ndarray) -> None:

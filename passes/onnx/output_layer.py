@@ -13,10 +13,11 @@ The way from the layer to the output is described in :mod:`qcompile.passes.onnx.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
@@ -55,7 +56,8 @@ class OutputLayer(Pass[ir.Model]):
         min_outputs: smallest layer that counts as huge.
         where: glob over the names of the layer's node, weight or scores; what it names is
             replaced whatever its size, and nothing else.
-        also: names of weights whose layers are replaced whatever their size.
+        also: weights [N, d] whose layers are replaced whatever their size. They are known by
+            their numbers, because exporters fold and rename them.
     """
 
     def __init__(
@@ -64,12 +66,12 @@ class OutputLayer(Pass[ir.Model]):
         top_k: int | None = None,
         min_outputs: int = 4096,
         where: str | None = None,
-        also: Collection[str] = (),
+        also: Sequence[np.ndarray] = (),
     ) -> None:
         self.top_k = top_k
         self.min_outputs = min_outputs
         self.where = where
-        self.also = frozenset(also)
+        self.also = tuple(also)
         self.heads: list[Head] = []
 
     @property
@@ -92,11 +94,10 @@ class OutputLayer(Pass[ir.Model]):
         Raises:
             PassError: ``top_k`` is asked of several layers, or is more than a layer's outputs.
         """
-        report = Report()
-        candidates = self.candidates(model, report)
+        report, shapes = Report(), Shapes(model)
+        candidates = self._candidates(model, shapes, report)
         self._check_top_k(candidates)
         self.heads = []
-        shapes = Shapes(model)
         for candidate in candidates:
             layer = candidate.layer
             try:
@@ -111,9 +112,8 @@ class OutputLayer(Pass[ir.Model]):
             )
         return PassResult(model, report.modified, report)
 
-    def candidates(self, model: ir.Model, report: Report) -> list[Candidate]:
+    def _candidates(self, model: ir.Model, shapes: Shapes, report: Report) -> list[Candidate]:
         """Return the layers that qualify; every other product goes to ``report``, with why."""
-        shapes = Shapes(model)
         found = []
         for node in model.graph.all_nodes():
             if node.domain == ops.DOMAIN:
@@ -133,8 +133,9 @@ class OutputLayer(Pass[ir.Model]):
     def _candidate(self, node: ir.Node, model: ir.Model, shapes: Shapes) -> Candidate:
         if node.graph is not model.graph:
             raise NoMatch("it is inside a sub-graph; only the main graph is rewritten")
-        outputs, _ = linear.weight_shape(node)
-        if self.where is None and outputs < self.min_outputs and not self._named(node):
+        rows = linear.constant_rows(node)
+        outputs = len(rows)
+        if self.where is None and outputs < self.min_outputs and not self._wanted(rows):
             raise NoMatch(f"{outputs} outputs, fewer than {self.min_outputs}")
         layer = linear.match(node, shapes)
         if self.where is not None and not any(
@@ -143,9 +144,8 @@ class OutputLayer(Pass[ir.Model]):
             raise NoMatch(f"its names do not match {self.where!r}")
         return Candidate(layer, tails(layer.scores, outputs, shapes, model.opset_imports[""]))
 
-    def _named(self, node: ir.Node) -> bool:
-        source = linear.source_initializer(node.inputs[1])
-        return source is not None and source.name in self.also
+    def _wanted(self, rows: np.ndarray) -> bool:
+        return any(np.array_equal(rows, weight) for weight in self.also)
 
     def _check_top_k(self, candidates: list[Candidate]) -> None:
         if self.top_k is None:

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from statistics import median
 
 _LEAST, _MOST = 5, 100
+SECONDS = 1.0
+"""How long one comparison takes, where five calls of each are done by then."""
 
 
-def interleaved(
-    before: Callable[[], object], after: Callable[[], object], seconds: float = 1.0
-) -> tuple[float, float]:
-    """Return the median milliseconds of one call of each, called in turns for ``seconds``."""
+def interleaved(before: Callable[[], object], after: Callable[[], object]) -> tuple[float, float]:
+    """Return the median milliseconds of one call of each, called in turns."""
     before()
     after()
     times: tuple[list[float], list[float]] = ([], [])
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + SECONDS
     while len(times[0]) < _LEAST or (len(times[0]) < _MOST and time.perf_counter() < deadline):
         for call, record in zip((before, after), times, strict=True):
             start = time.perf_counter()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -132,14 +133,13 @@ def _rewrite(
     return result.report, step.heads
 
 
-def _sparse_weights(model: nn.Module | ExportedProgram) -> set[str]:
-    """Return every name of every sparse output layer's weight, tied ones included."""
+def _sparse_weights(model: nn.Module | ExportedProgram) -> list[np.ndarray]:
+    """Return the weights of the model's sparse output layers."""
     lsh = sys.modules.get("qcompile.nn.lsh")
     if lsh is None or not isinstance(model, nn.Module):
-        return set()  # a model cannot hold a layer whose module was never imported
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, lsh.LSHLinear)}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if id(parameter) in weights}
+        return []  # a model cannot hold a layer whose module was never imported
+    layers = [module for module in model.modules() if isinstance(module, lsh.LSHLinear)]
+    return [layer.weight.detach().cpu().numpy() for layer in layers]
 
 
 def _cases(

@@ -3,8 +3,8 @@
 A score is a sum of d products. Added in another order, with or without fused multiply-add, it
 moves by at most d · 2⁻²⁴ times the sum of the products' magnitudes, and by far less as a rule:
 1e-4 of the largest score leaves room for d in the thousands and catches any wrong weight, bias or
-row. A probability is e to such a score, so its own size is what an error is held against; the int8
-scan may leave improbable rows with the score of their quantised weights, hence an absolute part.
+row. A probability is e to such a score, so what is an absolute error of the score is a relative one
+of it; rows that are beyond all doubt improbable keep an int8 score, hence a small absolute part.
 Of equal scores either id is right: an id is judged by the score that the source gives it.
 """
 
@@ -24,7 +24,7 @@ SCORES = 1e-4
 HALF = 1e-2
 """The same for a float16 output: 2⁻¹¹ a rounding, of which a source in float16 makes many."""
 
-PROBABILITIES = (1e-2, 1e-5)
+PROBABILITIES = (1e-3, 1e-7)
 """Allowed difference of a probability, relative to itself and absolute."""
 
 

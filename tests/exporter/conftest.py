@@ -18,6 +18,12 @@ def weights(seed: int = 0, **shapes: tuple[int, ...]) -> list[onnx.TensorProto]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time each model a few times only."""
+    monkeypatch.setattr("qcompile.exporter.measure.SECONDS", 0.01)
+
+
 @pytest.fixture
 def proto() -> onnx.ModelProto:
     """A network of two layers that ends in a softmax over 40 classes."""

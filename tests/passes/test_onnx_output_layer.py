@@ -468,7 +468,11 @@ def test_a_small_layer_is_left_alone_unless_it_is_named():
     result = OutputLayer()(m)
     assert result.report.skipped[0].reason == f"{N} outputs, fewer than 4096"
     assert OutputLayer(where="no*")(m).report.skipped[0].reason == "its names do not match 'no*'"
-    for step in (OutputLayer(where="w"), OutputLayer(where="matmul_*"), OutputLayer(also={"w"})):
+    for step in (
+        OutputLayer(where="w"),
+        OutputLayer(where="matmul_*"),
+        OutputLayer(also=[weight()]),
+    ):
         assert step(with_constants("y = MatMul(h, w)")).modified
 
 
