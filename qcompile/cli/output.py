@@ -41,6 +41,8 @@ def print_report(report: Report) -> None:
     """Print what happened to each module or node."""
     console = result_console()
     console.print(report.summary(), markup=False)
+    for problem in report.problems:
+        console.print(f"not done: {problem}", markup=False)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     if not report.entries:

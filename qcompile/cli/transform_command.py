@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qcompile.cli.output import print_json, print_report, progress_console, result_console
 from qcompile.cli.sources import example_inputs, quadratic_option, sparse_option
-from qcompile.errors import ConfigurationError, ExportError
+from qcompile.errors import ConfigurationError, ExportError, QCompileWarning
 
 if TYPE_CHECKING:
     from qcompile.report import Report
@@ -29,7 +30,9 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"--output {output}: the ending says what to write; known: {', '.join(_ENDINGS)}."
         )
-    with progress_console().status(f"transforming {options.source} …"):
+    with progress_console().status(f"transforming {options.source} …"), warnings.catch_warnings():
+        # What it warns of stands in the report, which is printed.
+        warnings.simplefilter("ignore", QCompileWarning)
         from qcompile.exporter.reading import load_source
         from qcompile.rewrite import transform
 
