@@ -16,10 +16,11 @@ from qcompile.config import LSH, Quadratic
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
 from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
+from qcompile.passes.fx.inputs import Inputs
 from qcompile.passes.fx.layers import ROOT
 from qcompile.passes.fx.quadratic import IS_OUTPUT, SubstituteQuadratic
 from qcompile.passes.fx.sparse_output import SubstituteOutput
-from qcompile.passes.fx.tracing import NONE, Inputs, Trace, scratch_copy, trace
+from qcompile.passes.fx.tracing import NONE, Trace, scratch_copy, trace
 from qcompile.report import Report
 
 __all__ = ["explain", "transform"]

@@ -16,7 +16,7 @@ import dataclasses
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from qcompile.errors import ConfigurationError
 from qcompile.flops import Measurement
 from qcompile.passes.fx.dataflow import Dataflow, read_graph
+from qcompile.passes.fx.inputs import Inputs
 
 __all__ = [
     "EXPORT",
@@ -52,46 +52,6 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Arguments of one call of a model."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, example_inputs: Any) -> Inputs | None:
-        """Read what a user passes as ``example_inputs``.
-
-        Args:
-            example_inputs: a tensor, a sequence of positional arguments, a mapping of keyword
-                arguments, or ``None``.
-
-        Raises:
-            ConfigurationError: it is none of these, or holds NumPy arrays.
-        """
-        if example_inputs is None:
-            return None
-        if isinstance(example_inputs, torch.Tensor):
-            found = cls((example_inputs,))
-        elif isinstance(example_inputs, Mapping):
-            found = cls((), dict(example_inputs))
-        elif isinstance(example_inputs, tuple | list):
-            found = cls(tuple(example_inputs))
-        else:
-            raise ConfigurationError(
-                f"example_inputs must be a tensor, a tuple of positional arguments or a dict of "
-                f"keyword arguments, got {type(example_inputs).__name__}."
-            )
-        for where, value in [*enumerate(found.args), *found.kwargs.items()]:
-            if type(value).__module__.partition(".")[0] == "numpy":
-                raise ConfigurationError(
-                    f"example_inputs[{where!r}] is a NumPy {type(value).__name__}; the model takes "
-                    f"tensors: use torch.as_tensor."
-                )
-        return found
 
 
 @dataclass(frozen=True)

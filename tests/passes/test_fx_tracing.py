@@ -7,7 +7,8 @@ from torch import nn
 
 from qcompile.errors import ConfigurationError
 from qcompile.flops import measure
-from qcompile.passes.fx.tracing import EXPORT, NONE, RUN, SYMBOLIC, Inputs, trace
+from qcompile.passes.fx.inputs import Inputs
+from qcompile.passes.fx.tracing import EXPORT, NONE, RUN, SYMBOLIC, trace
 
 X = torch.ones(2, 4)
 
