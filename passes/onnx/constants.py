@@ -21,8 +21,7 @@ def constant(value: ir.Value | None, depth: int = 0) -> np.ndarray:
     Raises:
         NoMatch: the value depends on a graph input, or is computed by another operator.
     """
-    if value is None:
-        raise NoMatch("an input is missing")
+    value = present(value)
     if value.is_initializer():
         return _initializer(value)
     node = value.producer()
@@ -34,6 +33,17 @@ def constant(value: ir.Value | None, depth: int = 0) -> np.ndarray:
         if node.op_type in _FOLDABLE:
             return _FOLDABLE[node.op_type](node, depth + 1)
     raise NoMatch(f"{value.name!r} is computed by {describe(node)}, not a constant")
+
+
+def present(value: ir.Value | None) -> ir.Value:
+    """Return an input that is not left out.
+
+    Raises:
+        NoMatch: it is.
+    """
+    if value is None:
+        raise NoMatch("an input is missing")
+    return value
 
 
 def is_constant(value: ir.Value | None) -> bool:

@@ -19,6 +19,7 @@ from qcompile.passes.onnx.constants import (
     constant,
     describe,
     is_constant,
+    present,
     source_initializer,
 )
 from qcompile.passes.onnx.shapes import Shapes
@@ -120,11 +121,11 @@ def _product(product: ir.Node) -> LinearLayer:
     layer = LinearLayer(
         product=product,
         nodes=[product],
-        hidden=_present(product.inputs[0]),
+        hidden=present(product.inputs[0]),
         weight=rows,
         bias=np.zeros(rows.shape[0], np.float32),
         scores=product.outputs[0],
-        weight_value=_present(product.inputs[1]),
+        weight_value=present(product.inputs[1]),
         dtype=dtype,
         dtype_out=dtype,
     )
@@ -157,7 +158,7 @@ def _integer(product: ir.Node) -> LinearLayer:
         raise NoMatch(f"{describe(cast)} does not cast to float")
     scaling = _only_user(cast.outputs[0], "Mul")
     product_of_scales = _other(scaling, cast.outputs[0]).producer()
-    source = _present(product.inputs[0]).producer()
+    source = present(product.inputs[0]).producer()
     if source is None or source.op_type != "DynamicQuantizeLinear":
         raise NoMatch("its hidden activations are integers not made by DynamicQuantizeLinear")
     if product_of_scales is None or product_of_scales.op_type != "Mul":
@@ -171,7 +172,7 @@ def _integer(product: ir.Node) -> LinearLayer:
         weight=weight.T,
         bias=np.zeros(weight.shape[1], np.float32),
         scores=scaling.outputs[0],
-        weight_value=_present(product.inputs[1]),
+        weight_value=present(product.inputs[1]),
     )
     _scale(layer, _per_output(weight_scale, layer, 2))
     return layer
@@ -189,7 +190,7 @@ def _absorb(layer: LinearLayer, shapes: Shapes) -> bool:
         return False
     if index == 1 and node.op_type in ("Sub", "Div"):
         return False
-    other = _present(node.inputs[1 - index])
+    other = present(node.inputs[1 - index])
     try:
         array = _per_output(constant(other), layer, shapes.rank(scores))
     except NoMatch:
@@ -241,10 +242,4 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value:
     """Return the operand of a binary ``node`` that is not ``value``."""
     if value not in node.inputs or len(node.inputs) != 2:
         raise NoMatch(f"{describe(node)} does not read {value.name!r}")
-    return _present(node.inputs[1] if node.inputs[0] is value else node.inputs[0])
-
-
-def _present(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise NoMatch("an input is missing")
-    return value
+    return present(node.inputs[1] if node.inputs[0] is value else node.inputs[0])

@@ -13,7 +13,7 @@ The way from the layer to the output is described in :mod:`qcompile.passes.onnx.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -31,8 +31,11 @@ from qcompile.passes.onnx.tail import Tail, tails
 from qcompile.report import Entry, Report
 
 MIN_OPSET = 9
-_UNREAD = ("QLinearMatMul", "Einsum", "MatMulNBits", "QGemm", "FusedGemm", "FusedMatMul")
-_UNREAD += ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu", "MatMulBnb4")
+_UNREAD = (
+    *("QLinearMatMul", "Einsum", "MatMulNBits", "MatMulBnb4", "QGemm", "FusedGemm"),
+    *("FusedMatMul", "GemmFastGelu", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+)
+"""Operators that may be an output layer, but whose weights this pass does not read."""
 
 
 @dataclass
@@ -138,9 +141,7 @@ class OutputLayer(Pass[ir.Model]):
         if self.where is None and outputs < self.min_outputs and not self._wanted(rows):
             raise NoMatch(f"{outputs} outputs, fewer than {self.min_outputs}")
         layer = linear.match(node, shapes)
-        if self.where is not None and not any(
-            fnmatchcase(name, self.where) for name in _names(layer)
-        ):
+        if self.where is not None and not _answers(layer, self.where):
             raise NoMatch(f"its names do not match {self.where!r}")
         return Candidate(layer, tails(layer.scores, outputs, shapes, model.opset_imports[""]))
 
@@ -169,7 +170,7 @@ class OutputLayer(Pass[ir.Model]):
         return Entry(self.name, name, node.op_type, "skipped", reason)
 
 
-def _names(layer: linear.LinearLayer) -> Iterator[str]:
-    yield from (node.name or "" for node in layer.nodes)
-    yield layer.weight_name
-    yield layer.scores.name or ""
+def _answers(layer: linear.LinearLayer, where: str) -> bool:
+    names = [node.name or "" for node in layer.nodes]
+    names += [layer.weight_name, layer.scores.name or ""]
+    return where in names or any(fnmatchcase(name, where) for name in names)

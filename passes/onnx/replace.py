@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.constants import NoMatch, attribute, describe
+from qcompile.passes.onnx.constants import NoMatch, attribute, describe, present
 from qcompile.passes.onnx.edit import prune, substitute
 from qcompile.passes.onnx.emit import emit
 from qcompile.passes.onnx.linear import LinearLayer
@@ -70,16 +70,17 @@ def replace(
         results_after=before,
     )
     k = top_k or (chosen(tail.choice) if tail and tail.choice else None)
+    best = None
     if tail and k is not None and _can_fuse_top_k(model, tail, k, shapes):
         best = fuse_top_k(model, layer, tail, k, shapes)
         head.became = ops.LINEAR_TOP_K.name
     else:
         head.became = _all_scores(model, layer, tail)
-        if place is not None:
-            best = append_top_k(model, model.graph.outputs[place], k)
+    if place is not None and top_k is not None:
+        if best is None:
+            best = append_top_k(model, model.graph.outputs[place], top_k)
             head.became += "+TopK"
-    if place is not None:
-        head.results_after = hand_out(model.graph, place, *best, k)
+        head.results_after = hand_out(model.graph, place, *best, top_k)
     prune(model.graph, doomed)
     return head
 
@@ -87,8 +88,9 @@ def replace(
 def _all_scores(model: ir.Model, layer: LinearLayer, tail: Tail | None) -> str:
     """Replace the layer by an operator that hands out every score or probability."""
     softmax = tail.distribution if tail else None
-    before = tail.nodes[: tail.nodes.index(softmax)] if tail and softmax else []
-    if softmax is None or softmax.op_type != "Softmax" or "Sigmoid" in _types(before):
+    place = tail.nodes.index(softmax) if tail and softmax else 0
+    before, roles = (tail.nodes[:place], tail.roles[:place]) if tail else ([], [])
+    if softmax is None or softmax.op_type != "Softmax" or any(role != "same" for role in roles):
         substitute(layer.scores, emit(model, layer, ops.LINEAR)[0])
         return ops.LINEAR.name
     casts = [node for node in before if node.op_type == "Cast"]
@@ -96,7 +98,7 @@ def _all_scores(model: ir.Model, layer: LinearLayer, tail: Tail | None) -> str:
         layer.dtype_out = ir.DataType(attribute(casts[-1], "to", None))
     substitute(layer.scores, emit(model, layer, ops.LINEAR_SOFTMAX)[0])
     for node in [*casts, softmax]:
-        substitute(node.outputs[0], node.inputs[0])
+        substitute(node.outputs[0], present(node.inputs[0]))
     return ops.LINEAR_SOFTMAX.name
 
 
@@ -118,10 +120,10 @@ def _can_fuse_top_k(model: ir.Model, tail: Tail, k: int, shapes: Shapes) -> bool
     """Return whether the k best scores alone decide everything behind the layer."""
     choice = tail.choice
     scores_are_read = choice is None or (choice.op_type == "TopK" and _is_read(choice.outputs[0]))
-    if scores_are_read and tail.distribution is not None:
+    if "other" in tail.roles or (scores_are_read and tail.distribution is not None):
         return False
     opset = model.opset_imports[""]
-    if choice is not None and opset < 11 and shapes.rank(choice.inputs[0]) is None:
+    if choice is not None and opset < 11 and shapes.rank(present(choice.inputs[0])) is None:
         return False
     if k == 1 and any(n.op_type == "Squeeze" and not _has_axes(n) for n in tail.nodes):
         return False
@@ -140,13 +142,9 @@ def _is_read(value: ir.Value) -> bool:
     return value.is_graph_output() or bool(value.uses())
 
 
-def _types(nodes: list[ir.Node]) -> list[str]:
-    return [node.op_type for node in nodes]
-
-
 def _results(tails: list[Tail]) -> list[str]:
     values = []
     for tail in tails:
         ends = [tail.end] if tail.end is not None else tail.nodes[-1].outputs
-        values += [value.name for value in ends if value is not None and _is_read(value)]
+        values += [str(value.name) for value in ends if _is_read(value)]
     return list(dict.fromkeys(values))

@@ -59,7 +59,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             continue
         del graph.initializers[name]
         if tensor is not None:
-            value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         if name not in inputs:
             graph.inputs.append(value)
     return ir.to_proto(copy)

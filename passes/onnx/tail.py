@@ -1,8 +1,9 @@
 """What happens to the scores of an output layer on their way to the graph's outputs.
 
-The way is a chain of nodes of four roles: ``same`` hands the scores on, at most in another shape;
-``monotone`` keeps their order; ``distribution`` is a softmax or its logarithm over all of them;
-``choice`` (TopK, ArgMax) ends the chain. Anything else is an obstacle.
+The way is a chain of nodes of five roles: ``same`` hands the scores on, at most in another shape
+or for some of the rows; ``monotone`` keeps their order; ``distribution`` is a softmax or its
+logarithm over all of them; ``other`` changes each score in another way; ``choice`` (TopK, ArgMax)
+ends the chain. Anything else is an obstacle.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from qcompile.passes.onnx.constants import NoMatch, attribute, constant, describe
 from qcompile.passes.onnx.shapes import Shapes
 
-Role = Literal["same", "monotone", "distribution", "choice"]
+Role = Literal["same", "monotone", "distribution", "other", "choice"]
 
 _MOST_STEPS = 64
 _FLOATS = (
@@ -105,7 +106,7 @@ def _walk(value, nodes, roles, exclusive, context, found, obstacles) -> None:
 
 
 def _role(node: ir.Node, index: int, value: ir.Value, context: _Context) -> Role:
-    if node.graph is not context.scores.producer().graph:
+    if node.graph is not context.scores.graph:
         raise NoMatch("it is inside a sub-graph")
     if node.domain not in ("", "ai.onnx") or node.op_type not in _ROLES or index != 0:
         raise NoMatch("the layer is not at the end of the graph")
@@ -118,6 +119,10 @@ def _same(node: ir.Node, value: ir.Value, context: _Context) -> Role:
 
 def _monotone(node: ir.Node, value: ir.Value, context: _Context) -> Role:
     return "monotone"
+
+
+def _other(node: ir.Node, value: ir.Value, context: _Context) -> Role:
+    return "other"
 
 
 def _cast(node: ir.Node, value: ir.Value, context: _Context) -> Role:
@@ -139,6 +144,23 @@ def _reshaping(node: ir.Node, value: ir.Value, context: _Context) -> Role:
     if context.shapes.last(node.outputs[0]) != context.classes:
         raise NoMatch(f"its last axis is not known to keep the {context.classes} classes")
     return "same"
+
+
+def _rows(node: ir.Node, value: ir.Value, context: _Context) -> Role:
+    """Slice or Gather: some of the rows, all of their scores."""
+    rank = context.shapes.rank(value)
+    axes = _axes(node)
+    if rank is None or axes is None or any(axis % rank == rank - 1 for axis in axes):
+        raise NoMatch("it is not known to leave the axis of the classes alone")
+    return _reshaping(node, value, context)
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    if node.op_type == "Gather":
+        return [attribute(node, "axis", 0)]
+    if len(node.inputs) > 3:
+        return [int(axis) for axis in constant(node.inputs[3])]
+    return attribute(node, "axes", None)
 
 
 def _transpose(node: ir.Node, value: ir.Value, context: _Context) -> Role:
@@ -204,7 +226,15 @@ _ROLES = {
     "Squeeze": _reshaping,
     "Unsqueeze": _reshaping,
     "Transpose": _transpose,
+    "Gather": _rows,
+    "Slice": _rows,
     "Sigmoid": _monotone,
+    "Tanh": _monotone,
+    "Exp": _monotone,
+    "Log": _monotone,
+    "Relu": _other,
+    "Clip": _other,
+    "Neg": _other,
     "Softmax": _distribution,
     "LogSoftmax": _distribution,
     "TopK": _top_k,

@@ -6,15 +6,15 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.constants import attribute
+from qcompile.passes.onnx.constants import attribute, present
 from qcompile.passes.onnx.edit import free_name, initializer, insert_before, substitute
 from qcompile.passes.onnx.emit import emit
 from qcompile.passes.onnx.linear import LinearLayer
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.passes.onnx.tail import Tail
 
-_RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
-_ELEMENTWISE = ("Cast", "Sigmoid")
+_LAYOUT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather")
+_ELEMENTWISE = ("Cast", "Sigmoid", "Tanh", "Exp", "Log")
 
 
 def fuse_top_k(
@@ -28,7 +28,7 @@ def fuse_top_k(
     opset = model.opset_imports[""]
     scores, ids = emit(model, layer, ops.LINEAR_TOP_K, k)
     for node in tail.nodes:
-        if node.op_type in _RESHAPING:
+        if node.op_type in _LAYOUT:
             scores = _repeat(model.graph, node, scores, k, opset)
             ids = _repeat(model.graph, node, ids, k, opset)
         elif node.op_type in _ELEMENTWISE:
@@ -91,7 +91,7 @@ def _repeat(graph: ir.Graph, node: ir.Node, value: ir.Value, k: int, opset: int)
     """Apply a copy of ``node``, with k in place of the number of classes, to ``value``."""
     inputs = [value, *node.inputs[1:]]
     if node.op_type == "Reshape":
-        inputs[1] = _with_last(graph, node, inputs[1], k, opset)
+        inputs[1] = _with_last(graph, node, present(inputs[1]), k, opset)
     attributes = list(node.attributes.values())
     dtype = attribute(node, "to", value.dtype) if node.op_type == "Cast" else value.dtype
     return insert_before(
@@ -120,6 +120,6 @@ def _drop_last_axis(
     if opset >= 13:
         axes = initializer(graph, f"{choice.name}.axes", np.asarray([-1], np.int64))
         return insert_before(graph, choice, "Squeeze", [ids, axes], dtype=ids.dtype)
-    rank = shapes.rank(choice.inputs[0])
+    rank = shapes.rank(present(choice.inputs[0]))
     attributes = [ir.AttrInt64s("axes", [-1 if rank is None else rank - 1])]
     return insert_before(graph, choice, "Squeeze", [ids], attributes, dtype=ids.dtype)

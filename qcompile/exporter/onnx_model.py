@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
+from qcompile import ops
 from qcompile.errors import ExportError, PassError, QCompileError
 from qcompile.exporter import inputs as example
 from qcompile.exporter.finish import Plan, Reference, finish
@@ -121,11 +123,21 @@ def rewrite(
     step = OutputLayer(top_k=top_k, min_outputs=min_outputs, where=where)
     try:
         result = step(model)
+        if not result.modified and _inline(model):
+            result = step(model)
+            result.report.notes.append("local functions of the source were expanded")
     except PassError as error:
         raise ExportError(f"{where_from}: {error}") from error
     if not result.modified:
         raise ExportError(f"{where_from}: {_nothing(result.report, min_outputs, where)}")
     return result.report, step.heads
+
+
+def _inline(model: ir.Model) -> bool:
+    """Expand the local functions of others, in which a layer may hide."""
+    if not any(domain != ops.DOMAIN for domain, _, _ in model.functions):
+        return False
+    return InlinePass()(model).modified
 
 
 def _nothing(report: Report, min_outputs: int, where: str | None) -> str:
@@ -204,11 +216,12 @@ def _exposed_scores(
     source: Path, heads: list[Head], stage: Staging, feeds: Feeds
 ) -> dict[str, np.ndarray]:
     """Return all scores of the layers of which the graph hands out only the best ids."""
-    wanted = [head.scores for head in heads if head.became == "LinearTopK"]
-    if not wanted:
-        return {}
     model = read_onnx(source)
     values = {output.name: output for node in model.graph for output in node.outputs}
+    choices = [head.scores for head in heads if head.became == "LinearTopK"]
+    wanted = [name for name in choices if name in values]  # not what a local function hid
+    if not wanted:
+        return {}
     for name in wanted:
         value = values[name]
         if not value.is_graph_output():

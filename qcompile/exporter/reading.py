@@ -20,6 +20,7 @@ from qcompile.errors import ExportError
 
 _PROTOBUF_LIMIT = 1 << 31
 _NESTING_LIMIT = 64
+_INITIALIZERS_ARE_NO_INPUTS = 4
 _BITS: dict[int, int] = {
     onnx.TensorProto.INT4: 4,
     onnx.TensorProto.UINT4: 4,
@@ -63,6 +64,7 @@ def read_onnx(path: str | Path) -> ir.Model:
             "the file with onnx.checker."
         ) from error
     _check_links(model, path)
+    _tidy(model)
     return model
 
 
@@ -115,6 +117,19 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors):
                 _check_tensor(tensor, path)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Write old and other spellings of the same thing in one way."""
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    if model.ir_version < _INITIALIZERS_ARE_NO_INPUTS:
+        # Before, every initializer was listed among the inputs, and yet was a constant.
+        names = set(model.graph.initializers)
+        inputs = [value for value in model.graph.inputs if value.name not in names]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
+        model.ir_version = _INITIALIZERS_ARE_NO_INPUTS
 
 
 def _check_links(model: ir.Model, path: Path) -> None:

@@ -28,6 +28,11 @@ _MOST_BYTES = 64 << 30
 _LARGEST_RATIO = 200
 """An archive that unpacks to more than this multiple of its size is no model."""
 
+_PLAIN = (
+    *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.keyword),
+    *(ast.Constant, ast.UnaryOp, ast.USub, ast.Tuple),
+)
+
 
 def load(spec: str, allow_pickle: bool) -> nn.Module | ExportedProgram:
     """Return the model that ``spec`` names; see :func:`qcompile.exporter.reading.load_source`."""
@@ -53,7 +58,7 @@ def load_program(path: Path, allow_pickle: bool = False) -> ExportedProgram:
     """
     _present(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with quiet(), zipfile.ZipFile(path) as archive:
             _check_sizes(archive, path)
             if not allow_pickle:
                 _check_contents(archive, path)
@@ -133,12 +138,10 @@ def _expressions(document: Any) -> Iterator[str]:
 
 def _check_expression(expression: str, path: Path) -> None:
     """Let through only what sympy prints: constructors applied to numbers, names and each other."""
-    allowed = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword)
-    allowed += (ast.UnaryOp, ast.USub, ast.Tuple)
     if len(expression) < 10_000:
         nodes = list(ast.walk(ast.parse(expression, mode="eval")))
         names = [node.id for node in nodes if isinstance(node, ast.Name)]
-        if all(isinstance(node, allowed) for node in nodes) and all(
+        if all(isinstance(node, _PLAIN) for node in nodes) and all(
             name[:1].isupper() and name.isalnum() for name in names
         ):
             return
@@ -164,7 +167,7 @@ def _load_pickle(path: Path, allow_pickle: bool) -> nn.Module:
     return model
 
 
-def _call(spec: str, module_name: str, name: str) -> nn.Module:
+def _call(spec: str, module_name: str, name: str) -> nn.Module | ExportedProgram:
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` does, so that the user's own module is found
         sys.path.insert(0, here)

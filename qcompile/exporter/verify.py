@@ -85,8 +85,8 @@ def compare(
             raise ExportError(
                 f"verification ({variant}): output {expectation.output!r} is missing."
             )
-        pairs = _pairs(expectation, answers, variant)
-        found += [_judge(*pair, expectation, variant) for pair in pairs]
+        for expected, answer in _pairs(expectation, answers, variant):
+            found.append(_judge(expected, answer, expectation, variant))
     wrong = [difference for difference in found if not difference.ok]
     if wrong:
         worst = max(wrong, key=lambda difference: difference.largest)
@@ -97,13 +97,17 @@ def compare(
     return found
 
 
-def _pairs(expectation: Expectation, answers: Mapping[str, Any], variant: str):
+def _pairs(
+    expectation: Expectation, answers: Mapping[str, Any], variant: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return which arrays have to agree."""
     answer = answers[expectation.output]
     if expectation.kind == "ids":
         rows = _rows(expectation.values, expectation.ids, answer)
         if rows is None:
             return [(expectation.ids, answer)]
-        return [tuple(np.take_along_axis(rows[0], ids, axis=-1) for ids in rows[1:])]
+        scores, expected, ids = rows
+        return [(np.take_along_axis(scores, expected, -1), np.take_along_axis(scores, ids, -1))]
     if expectation.kind == "best":
         scores, ids = np.asarray(expectation.values), answers[expectation.ids]
         if ids.size and not (ids.min() >= 0 and ids.max() < scores.shape[-1]):

@@ -108,7 +108,7 @@ def test_a_layer_is_chosen_by_name(proto, write):
     source = write(proto)
     for name in ("w2", "node_2", "node_*", "s"):
         assert export_onnx(source, node=name, measure=False).report.modified
-    with pytest.raises(ExportError, match=r"answers to 'w1'.*feed Relu 'node_1'"):
+    with pytest.raises(ExportError, match=r"answers to 'w1'.*feed MatMul 'node_2'"):
         export_onnx(source, node="w1")
     with pytest.raises(ExportError, match=r"answers to 'nobody'.*'node_0', 'node_2'"):
         export_onnx(source, node="nobody")

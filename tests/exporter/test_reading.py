@@ -184,6 +184,39 @@ def test_what_would_be_lost_is_refused(proto, write):
         read_onnx(write(proto))
 
 
+def test_initializers_of_old_files_are_constants(proto, write):
+    """Before IR version 4 they had to be listed among the inputs."""
+    proto.ir_version = 3
+    proto.opset_import[0].version = 9
+    proto.graph.node[4].attribute.add(name="axis", i=1, type=onnx.AttributeProto.INT)
+    for tensor in proto.graph.initializer:
+        dims = list(tensor.dims)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, 1, dims))
+    result = export_onnx(write(proto), min_outputs=1)
+    assert [value.name for value in onnx.load(result.path).graph.input] == ["x"]
+
+
+def test_the_long_name_of_the_standard_domain(proto, write):
+    proto.opset_import[0].domain = "ai.onnx"
+    assert export_onnx(write(proto), min_outputs=1).opset == 17
+
+
+def test_a_layer_inside_a_local_function_is_found(write):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "lib" : 1]>
+        g (float[b, 8] x) => (float[b, 40] y) { s = lib.dense(x, w, c) y = Softmax(s) }
+        <domain: "lib", opset_import: ["" : 17]>
+        dense (h, w, c) => (s) { m = MatMul(h, w) s = Add(m, c) }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 40)), ("c", (40,))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    result = export_onnx(write(model), min_outputs=1)
+    assert result.heads[0].became == "LinearSoftmax"
+    assert "expanded" in result.report.notes[0]
+
+
 def test_a_cycle(proto, write):
     proto.graph.node[0].input[0] = "h"
     with pytest.raises(QCompileError):

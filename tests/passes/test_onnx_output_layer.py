@@ -144,7 +144,7 @@ def with_constants(body: str, **keywords) -> ir.Model:
     """As :func:`model`, with those of the constants that ``body`` names."""
     words = body.replace("(", " ").replace(")", " ").replace(",", " ").split()
     used = {name: array for name, array in CONSTANTS.items() if name in words}
-    return model(body, **keywords, **used)
+    return model(body, **{**used, **keywords})
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
@@ -173,10 +173,11 @@ def test_matmul(body, expected, opset):
 
 def test_several_uses_of_the_scores_keep_all_of_them():
     m = with_constants(
-        "m = MatMul(h, w) y = Add(m, b) p = Softmax(y) q = Relu(y)",
+        "m = MatMul(h, w) y = Add(m, b) p = Softmax(y) q = CumSum(y, axis)",
         outputs=f"float[B, {N}] y, float[B, {N}] p, float[B, {N}] q",
+        axis=np.int64(1),
     )
-    check_same(m, ["Linear", "Softmax", "Relu"], h=hidden(5, D))
+    check_same(m, ["Linear", "Softmax", "CumSum"], h=hidden(5, D))
 
 
 def test_a_tied_weight_is_kept_once_for_both_uses():
@@ -258,7 +259,50 @@ def test_a_reshape_that_splits_the_classes_is_left_alone():
     assert "not known to keep the 36 classes" in result.report.skipped[0].reason
 
 
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("end", ["y = Identity(s)", "y = Softmax<axis=1>(s)", "y = Tanh(s)"])
+def test_the_last_position_of_a_sequence(end, k, opset):
+    """As language models hand out: every position has scores, one is taken."""
+    m = model(
+        f"m = MatMul(h, w) n = Add(m, b) s = Gather<axis=1>(n, last) {end}",
+        opset=opset,
+        inputs=f"float[2, 5, {D}] h",
+        outputs=f"float[2, {N}] y",
+        w=CONSTANTS["w"],
+        b=CONSTANTS["b"],
+        last=np.int64(4),
+    )
+    feeds = {"h": hidden(2, 5, D)}
+    if k is None:
+        head = "LinearSoftmax" if "Softmax" in end else "Linear"
+        rest = [] if "Softmax" in end else [end.split()[2].split("(")[0]]
+        check_same(m, [head, "Gather", *rest], **feeds)
+        return
+    full = run(m, **feeds)["y"]
+    OutputLayer(min_outputs=1, top_k=k)(m)
+    assert ("LinearTopK" in operators(m)) == ("Softmax" not in end)
+    for plugin in (False, True):
+        answer = run(m, plugin, **feeds)
+        order = np.argsort(-full, axis=-1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(answer["ids"], order)
+
+
+def test_some_rows_by_slice():
+    m = with_constants(
+        "m = MatMul(h, w) y = Slice(m, one, two, zero)",
+        inputs=f"float[4, {D}] h",
+        outputs=f"float[1, {N}] y",
+        zero=np.int64([0]),
+        one=np.int64([1]),
+        two=np.int64([2]),
+    )
+    check_same(m, ["Linear", "Slice"], h=hidden(4, D))
+
+
 CHOICES = [
+    ("i = Clip(n) v, y = TopK(i, k)", ["Linear", "Clip", "TopK"]),
+    ("i = Tanh(n) v, y = TopK(i, k)", ["LinearTopK", "Tanh"]),
     ("v, y = TopK<axis=-1>(n, k)", ["LinearTopK"]),
     ("i = Identity(n) v, y = TopK(i, k)", ["LinearTopK"]),
     ("i = Sigmoid(n) v, y = TopK(i, k)", ["LinearTopK", "Sigmoid"]),
@@ -428,7 +472,8 @@ def test_dynamic_quantisation_of_onnxruntime_keeps_its_rounded_activations():
     [
         ("y = MatMul(h, v)", {"inputs": f"float[B, {D}] h, float[{D}, {N}] v"}, "graph input"),
         ("v = Relu(w) y = MatMul(h, v)", {}, "computed by Relu 'relu_0'"),
-        ("m = MatMul(h, w) y = Relu(m)", {}, "feed Relu 'relu_1'"),
+        ("m = MatMul(h, w) n = Softplus(m) y = Add(n, n)", {}, "feed Softplus 'softplus_1'"),
+        ("m = MatMul(h, w) y = Gather<axis=1>(m, i)", {"i": np.arange(N)}, "leave the axis"),
         (
             "m = MatMul(h, w) t = Transpose(m) y = Softmax(t)",
             {"outputs": f"float[{N}, B] y"},
