@@ -1,4 +1,4 @@
-"""Shapes of the values of an ONNX graph, inferred without touching the model."""
+"""Shapes and types of the values of an ONNX graph, inferred without touching the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGE = 1024
 
 
 class Shapes:
-    """Shapes by value name, from shape inference over a copy of the model's structure.
+    """Shapes and types by value name, from shape inference over a copy of the model's structure.
 
     Dimensions are numbers, or ``None`` where unknown or symbolic.
     """
@@ -23,11 +23,17 @@ class Shapes:
         with contextlib.suppress(Exception):
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         graph = skeleton.graph
+        known = (*graph.value_info, *graph.input, *graph.output)
+        self._types = {info.name: info.type.tensor_type.elem_type for info in known}
         self._shapes = {
             info.name: _dimensions(info.type.tensor_type.shape)
-            for info in (*graph.value_info, *graph.input, *graph.output)
+            for info in known
             if info.type.tensor_type.HasField("shape")
         }
+
+    def dtype(self, value: ir.Value) -> ir.DataType:
+        """Return the element type; float where it is unknown."""
+        return ir.DataType(self._types.get(value.name) or ir.DataType.FLOAT)
 
     def rank(self, value: ir.Value) -> int | None:
         """Return the number of dimensions, ``None`` where unknown."""

@@ -89,6 +89,11 @@ def finish(
     if reference is not None and measure:
         say("measuring")
         result.latency = _measure(stage, reference, plan)
+        before, after = result.latency.get("head", (0.0, 0.0))
+        if after > 1.1 * before:
+            plan.report.notes.append(
+                f"on these inputs the layer alone became slower: {before:.3f} → {after:.3f} ms"
+            )
     result.path, result.data_path = stage.publish()
     return result
 

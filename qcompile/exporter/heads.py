@@ -12,6 +12,7 @@ from qcompile.exporter.reading import read_onnx
 from qcompile.exporter.sessions import Feeds, Session
 from qcompile.exporter.writing import Staging, save
 from qcompile.passes.onnx.replace import Head
+from qcompile.passes.onnx.shapes import Shapes
 
 
 def measure_heads(
@@ -42,11 +43,12 @@ def cut(source: Path, inputs: Sequence[str], outputs: Sequence[str], path: Path)
         ValueError: the part needs more inputs than ``inputs``.
     """
     model = read_onnx(source)
+    shapes = Shapes(model)
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     graph.opset_imports.update(model.opset_imports)
     part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     for value in (*graph.inputs, *graph.outputs):
-        # A value inside the graph may come without type; activations are float.
-        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+        # A value inside the graph may come without type.
+        value.type = value.type or ir.TensorType(shapes.dtype(value))
     save(part, Staging(path, path.parent))
     return path

@@ -22,6 +22,7 @@ from qcompile.exporter.verify import Expectation
 from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, check, save, staging
 from qcompile.passes.onnx.output_layer import OutputLayer
 from qcompile.passes.onnx.replace import Head
+from qcompile.passes.onnx.shapes import Shapes
 from qcompile.report import Report
 
 
@@ -174,7 +175,7 @@ def _reference(
     session = Session(source, plugin=False)
     feeds = example.invented(session, model) if inputs is None else example.given(inputs, session)
     answers = session.run(feeds)
-    exposed = _exposed_scores(source, heads, stage, feeds)
+    exposed = _exposed_scores(source, heads, stage, feeds) if top_k is None else {}
     expected = expectations(answers, heads, top_k, exposed)
     return Reference([(feeds, expected)], source)
 
@@ -216,16 +217,17 @@ def _exposed_scores(
     source: Path, heads: list[Head], stage: Staging, feeds: Feeds
 ) -> dict[str, np.ndarray]:
     """Return all scores of the layers of which the graph hands out only the best ids."""
-    model = read_onnx(source)
-    values = {output.name: output for node in model.graph for output in node.outputs}
     choices = [head.scores for head in heads if head.became == "LinearTopK"]
-    wanted = [name for name in choices if name in values]  # not what a local function hid
-    if not wanted:
+    if not choices:
         return {}
+    model = read_onnx(source)
+    shapes = Shapes(model)
+    values = {output.name: output for node in model.graph for output in node.outputs}
+    wanted = [name for name in choices if name in values]  # not what a local function hid
     for name in wanted:
         value = values[name]
         if not value.is_graph_output():
-            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            value.type = value.type or ir.TensorType(shapes.dtype(value))
             model.graph.outputs.append(value)
     side = Staging(stage.output.with_name("scores.onnx"), stage.path.parent)
     save(model, side)

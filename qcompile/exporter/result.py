@@ -23,10 +23,10 @@ class ExportResult:
         opset: version of the standard operators.
         ir_version: version of the file format.
         top_k: how many scores are handed out, ``None`` for all.
-        size: bytes of source and result, data included; a torch module's are its parameters'.
+        size: bytes of source and result, data included; of a torch module, the source is the same
+            graph in standard operators.
         differences: result against source, output by output, with the plugin and without.
-        latency: median milliseconds before and after, of the ``model`` and of the ``head`` alone;
-            of a torch module, before means the same ONNX graph with standard operators.
+        latency: median milliseconds before and after, of the ``model`` and of the ``head`` alone.
     """
 
     path: Path

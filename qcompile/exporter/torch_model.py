@@ -95,7 +95,7 @@ def export(
         if verify or measure:
             cases = _cases(call, arguments, varying(program), names, heads, top_k, report)
             reference = Reference(cases, before.path)
-        size = sum(tensor.nbytes for tensor in program.state_dict.values())
+        size = sum(f.stat().st_size for f in (before.path, before.data) if f.exists())
         plan = Plan(onnx_model, report, heads, top_k, size, external_above, before.path)
         measure = measure and bool(heads)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)

@@ -202,6 +202,22 @@ def test_ids_that_differ_are_found_by_their_scores(proto, write, monkeypatch):
         export_onnx(source, min_outputs=1, inputs={"x": rows(64)})
 
 
+def test_inner_values_of_half_precision_without_types(write):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float16[b, 8] x) => (int64[b, 1] y) {
+            r = Relu(x) m = MatMul(r, w) s = Add(m, c) p = Softmax(s) y = ArgMax<axis=-1>(p)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 40)), ("c", (40,))):
+        array = rng.standard_normal(shape).astype(np.float16)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    result = export_onnx(write(model), min_outputs=1)
+    assert result.heads[0].became == "LinearTopK"
+    assert "head" in result.latency
+
+
 def test_equal_scores_may_swap_their_ids(proto, write):
     """All weights are zero, so every class scores alike and any id is right."""
     for tensor in proto.graph.initializer[1:]:
