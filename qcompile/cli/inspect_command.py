@@ -40,6 +40,7 @@ def inspect_onnx(source: str, min_outputs: int) -> tuple[dict[str, Any], Report]
     Raises:
         ExportError: the file cannot be read.
     """
+    from qcompile.exporter.onnx_model import no_surprises
     from qcompile.exporter.reading import external_files, read_onnx
     from qcompile.passes.onnx.output_layer import OutputLayer
 
@@ -64,7 +65,8 @@ def inspect_onnx(source: str, min_outputs: int) -> tuple[dict[str, Any], Report]
         if name.startswith(_METADATA_PREFIX):
             facts[name] = text
     # The rewritten model is dropped: only its report is wanted.
-    return facts, OutputLayer(min_outputs=min_outputs)(model).report
+    with no_surprises(Path(source)):
+        return facts, OutputLayer(min_outputs=min_outputs)(model).report
 
 
 def _inspect_torch(options: argparse.Namespace) -> tuple[dict[str, Any], Report]:

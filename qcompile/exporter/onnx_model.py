@@ -73,7 +73,7 @@ def export_onnx(
     model = read_onnx(source)
     outside = external_files(model)
     size = source.stat().st_size + sum(file.stat().st_size for file in outside)
-    with _no_surprises(source), staging(output) as stage:
+    with no_surprises(source), staging(output) as stage:
         say("replacing the output layer")
         report, heads = rewrite(
             model, str(source), top_k=top_k, min_outputs=min_outputs, where=node
@@ -86,7 +86,7 @@ def export_onnx(
 
 
 @contextmanager
-def _no_surprises(source: Path) -> Iterator[None]:
+def no_surprises(source: Path) -> Iterator[None]:
     """Turn what a broken graph may raise anywhere into an ExportError that names the file."""
     try:
         with silent("onnx_ir"):
