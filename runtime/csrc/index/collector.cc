@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "index/query.h"
+
 namespace qcompile {
 namespace {
 
@@ -22,10 +24,13 @@ void Collector::start(int64_t k, Threshold* threshold) {
 
 void Collector::add(float lower, float upper, int32_t row) {
   if (overflowed_) return;
-  // False for NaN too. The lowest float stands for a bias of minus infinity, so it bounds nothing.
-  if (!(lower > 0.99f * std::numeric_limits<float>::lowest())) lower = -kInfinity;
-  if (!(upper < kInfinity)) upper = kInfinity;
-  found_.push_back({lower, upper, row});
+  found_.push_back({known_lower(lower), upper < kInfinity ? upper : kInfinity, row});
+}
+
+void Collector::seed(float* lower, int64_t count) {
+  if (k_ > count) return;
+  std::nth_element(lower, lower + (k_ - 1), lower + count, std::greater<>());
+  threshold_->raise(lower[k_ - 1]);
 }
 
 void Collector::tidy() {

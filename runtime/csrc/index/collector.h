@@ -36,8 +36,12 @@ class Collector {
   void start(int64_t k, Threshold* threshold);
   // Between tiles: drops what has been excluded meanwhile, if enough has come together.
   void tidy();
-  // A bound that is NaN or beyond float's range counts as unknown.
   void add(float lower, float upper, int32_t row);
+  // A lower bound of the k-th best score; whether it is still minus infinity.
+  float threshold() const { return threshold_->get(); }
+  bool unset() const { return threshold() == -std::numeric_limits<float>::infinity(); }
+  // Raises the threshold by lower bounds of the scores of `count` different rows; reorders them.
+  void seed(float* lower, int64_t count);
   // Whether so many rows are close to the k-th that computing all scores is cheaper.
   bool overflowed() const { return overflowed_; }
   std::span<const Candidate> candidates() const { return found_; }

@@ -14,8 +14,8 @@ constexpr int kLanes = 16;
 constexpr int64_t kTogether = 64;  // queries whose sums are kept at once
 
 const DenseKernels& kernels(Isa isa) {
-  if (isa == Isa::kAvx512) return kDenseAvx512;
-  return isa == Isa::kAvx2 ? kDenseAvx2 : kDenseScalar;
+  if (isa == Isa::kScalar) return kDenseScalar;
+  return isa == Isa::kAvx2 ? kDenseAvx2 : kDenseAvx512;
 }
 
 void rows_scalar(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end) {

@@ -2,8 +2,11 @@
 
 namespace qcompile {
 
-DotKernel dot_kernel(Isa isa) {
+DotKernel dot_kernel(Isa isa, int64_t count) {
+  constexpr int64_t kWorthTiles = 4;  // fewer queries leave most of a tile register empty
   switch (isa) {
+    case Isa::kAmx:
+      return count >= kWorthTiles ? dot_int8_amx : dot_int8_avx512;
     case Isa::kAvx512:
       return dot_int8_avx512;
     case Isa::kAvx2:

@@ -22,10 +22,12 @@ struct DotTile {
 // Writes q.x of every row into dots [count, blocks * 16].
 using DotKernel = void (*)(const DotTile& tile, int32_t* dots);
 
-DotKernel dot_kernel(Isa isa);
+// The kernel for `count` queries at a time.
+DotKernel dot_kernel(Isa isa, int64_t count);
 
 void dot_int8_scalar(const DotTile& tile, int32_t* dots);
 QC_AVX2 void dot_int8_avx2(const DotTile& tile, int32_t* dots);
 QC_AVX512 void dot_int8_avx512(const DotTile& tile, int32_t* dots);
+QC_AMX void dot_int8_amx(const DotTile& tile, int32_t* dots);
 
 }  // namespace qcompile

@@ -17,41 +17,48 @@ QC_INLINE float exponential(float x) {
   constexpr float kLn2High = 0.693359375f;    // nine bits, so n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4f;  // ln 2 - kLn2High
   constexpr float kLeast = -87.33654f;        // log of the smallest normal float
-  const float shifted = x * 1.44269504f + kMagic;
+  const float shifted = __builtin_fmaf(x, 1.44269504f, kMagic);
   const float n = shifted - kMagic;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
+  const float r = __builtin_fmaf(n, -kLn2Low, __builtin_fmaf(n, -kLn2High, x));
+  float p = __builtin_fmaf(1.0f / 5040, r, 1.0f / 720);
+  p = __builtin_fmaf(p, r, 1.0f / 120);
+  p = __builtin_fmaf(p, r, 1.0f / 24);
+  p = __builtin_fmaf(p, r, 1.0f / 6);
+  p = __builtin_fmaf(p, r, 0.5f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  p = __builtin_fmaf(p, r, 1.0f);
   const auto exponent = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kMagic) + 127;
   const float power = std::bit_cast<float>(exponent << 23);
   return x < kLeast ? 0.0f : p * power;
 }
 
-QC_INLINE double exponentials_body(float* values, int64_t count, float shift) {
-  double total = 0;
+QC_INLINE WeightedSums exponentials_body(float* values, int64_t count, float shift,
+                                         const float* weights) {
+  WeightedSums sums{0, 0};
   for (int64_t first = 0; first < count; first += kChunk) {
     const int64_t end = std::min(first + kChunk, count);
-    float sums[kLanes] = {};
+    float plain[kLanes] = {}, weighted[kLanes] = {};
     int64_t i = first;
     for (; i + kLanes <= end; i += kLanes) {
+      const float weight = weights ? weights[i / kLanes] : 0.0f;
       for (int lane = 0; lane < kLanes; ++lane) {
         const float e = exponential(values[i + lane] - shift);
         values[i + lane] = e;
-        sums[lane] += e;
+        plain[lane] += e;
+        weighted[lane] += e * weight;
       }
     }
     for (int lane = 0; i < end; ++lane, ++i) {
       values[i] = exponential(values[i] - shift);
-      sums[lane] += values[i];
+      plain[lane] += values[i];
+      if (weights) weighted[lane] += values[i] * weights[i / kLanes];
     }
-    for (float sum : sums) total += sum;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums.plain += plain[lane];
+      sums.weighted += weighted[lane];
+    }
   }
-  return total;
+  return sums;
 }
 
 QC_INLINE void scale_body(float* values, int64_t count, float factor) {
@@ -71,14 +78,14 @@ QC_INLINE float greatest_body(const float* values, int64_t count) {
   return *std::ranges::max_element(best);
 }
 
-double exponentials_scalar(float* v, int64_t n, float shift) {
-  return exponentials_body(v, n, shift);
+WeightedSums sums_scalar(float* v, int64_t n, float shift, const float* weights) {
+  return exponentials_body(v, n, shift, weights);
 }
-QC_AVX2 double exponentials_avx2(float* v, int64_t n, float shift) {
-  return exponentials_body(v, n, shift);
+QC_AVX2 WeightedSums sums_avx2(float* v, int64_t n, float shift, const float* weights) {
+  return exponentials_body(v, n, shift, weights);
 }
-QC_AVX512 double exponentials_avx512(float* v, int64_t n, float shift) {
-  return exponentials_body(v, n, shift);
+QC_AVX512 WeightedSums sums_avx512(float* v, int64_t n, float shift, const float* weights) {
+  return exponentials_body(v, n, shift, weights);
 }
 void scale_scalar(float* v, int64_t n, float factor) { scale_body(v, n, factor); }
 QC_AVX2 void scale_avx2(float* v, int64_t n, float factor) { scale_body(v, n, factor); }
@@ -90,21 +97,26 @@ QC_AVX512 float greatest_avx512(const float* v, int64_t n) { return greatest_bod
 }  // namespace
 
 double exponentials(float* values, int64_t count, float shift, Isa isa) {
-  if (isa == Isa::kAvx512) return exponentials_avx512(values, count, shift);
-  if (isa == Isa::kAvx2) return exponentials_avx2(values, count, shift);
-  return exponentials_scalar(values, count, shift);
+  return weighted_exponentials(values, count, shift, nullptr, isa).plain;
+}
+
+WeightedSums weighted_exponentials(float* values, int64_t count, float shift, const float* weights,
+                                   Isa isa) {
+  if (isa == Isa::kScalar) return sums_scalar(values, count, shift, weights);
+  if (isa == Isa::kAvx2) return sums_avx2(values, count, shift, weights);
+  return sums_avx512(values, count, shift, weights);
 }
 
 void scale_values(float* values, int64_t count, float factor, Isa isa) {
-  if (isa == Isa::kAvx512) return scale_avx512(values, count, factor);
+  if (isa == Isa::kScalar) return scale_scalar(values, count, factor);
   if (isa == Isa::kAvx2) return scale_avx2(values, count, factor);
-  scale_scalar(values, count, factor);
+  scale_avx512(values, count, factor);
 }
 
 float greatest(const float* values, int64_t count, Isa isa) {
-  if (isa == Isa::kAvx512) return greatest_avx512(values, count);
+  if (isa == Isa::kScalar) return greatest_scalar(values, count);
   if (isa == Isa::kAvx2) return greatest_avx2(values, count);
-  return greatest_scalar(values, count);
+  return greatest_avx512(values, count);
 }
 
 }  // namespace qcompile

@@ -12,6 +12,14 @@ namespace qcompile {
 // set.
 double exponentials(float* values, int64_t count, float shift, Isa isa);
 
+// The same; the second of the sums counts each value weights[i / 16] times.
+struct WeightedSums {
+  double plain;
+  double weighted;
+};
+WeightedSums weighted_exponentials(float* values, int64_t count, float shift, const float* weights,
+                                   Isa isa);
+
 // Multiplies values by factor.
 void scale_values(float* values, int64_t count, float factor, Isa isa);
 

@@ -62,8 +62,8 @@ Head::Head(const Dense& dense, const Packed& packed, const Executor& executor)
     }
   });
   for (const BlockFigures& figures : figures_) {
-    most_error_ = std::max(most_error_, *std::ranges::max_element(figures.error));
-    most_norm_ = std::max(most_norm_, *std::ranges::max_element(figures.norm));
+    block_error_.push_back(*std::ranges::max_element(figures.error));
+    block_norm_.push_back(*std::ranges::max_element(figures.norm));
   }
 }
 

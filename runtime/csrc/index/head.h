@@ -51,16 +51,16 @@ class Head {
     return packed_ + index * step_count(depth()) * kStepBytes;
   }
   const BlockFigures* figures(int64_t block) const { return figures_.data() + block; }
-  // Largest error and norm of any row.
-  float most_error() const { return most_error_; }
-  float most_norm() const { return most_norm_; }
+  // The greatest error and norm of a block's rows.
+  float block_error(int64_t block) const { return block_error_[static_cast<size_t>(block)]; }
+  float block_norm(int64_t block) const { return block_norm_[static_cast<size_t>(block)]; }
 
  private:
   Dense dense_;
   const int8_t* packed_ = nullptr;
   std::vector<BlockFigures> figures_;
-  float most_error_ = 0;
-  float most_norm_ = 0;
+  std::vector<float> block_error_;
+  std::vector<float> block_norm_;
 };
 
 }  // namespace qcompile

@@ -1,7 +1,7 @@
 #include "index/layout.h"
 
 #include <algorithm>
-#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -21,11 +21,44 @@ bool finite(const float* values, int64_t count) {
   return good;
 }
 
+QC_INLINE double quantise_body(const float* values, int64_t count, float* scale,
+                               int8_t* quantised) {
+  uint32_t largest = 0;  // bits of magnitudes order like them, and integers are quick to compare
+  for (int64_t j = 0; j < count; ++j) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(values[j]) & 0x7FFFFFFF);
+  }
+  const float step = std::bit_cast<float>(largest) / 127.0f;
+  *scale = step < kSmallest ? 0.0f : step;
+  if (*scale == 0) {
+    std::fill_n(quantised, count, static_cast<int8_t>(0));
+  } else {
+    for (int64_t j = 0; j < count; ++j) {
+      quantised[j] = static_cast<int8_t>(std::nearbyint(values[j] / *scale));
+    }
+  }
+  double total = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    // Exact: a float less the product of a float and seven bits.
+    const double residual =
+        static_cast<double>(values[j]) - static_cast<double>(*scale) * quantised[j];
+    total += residual * residual;
+  }
+  return std::sqrt(total) * (1 + static_cast<double>(count + 4) * 0x1p-52);
+}
+
+double quantise_scalar(const float* values, int64_t count, float* scale, int8_t* quantised) {
+  return quantise_body(values, count, scale, quantised);
+}
+
+QC_AVX2 double quantise_avx2(const float* values, int64_t count, float* scale, int8_t* quantised) {
+  return quantise_body(values, count, scale, quantised);
+}
+
 void pack_block(const float* weight, int64_t first, int64_t last, int64_t depth, int8_t* packed,
                 float* scale, float* error, int8_t* row) {
   std::memset(packed, 0, static_cast<size_t>(step_count(depth)) * kStepBytes);
   for (int64_t r = first; r < last; ++r) {
-    error[r] = round_up(quantise(weight + r * depth, depth, scale + r, row));
+    error[r] = round_up(quantise(weight + r * depth, depth, scale + r, row, best_isa()));
     int8_t* lane = packed + (r - first) * kBlockDepth;
     for (int64_t j = 0; j < depth; ++j) {
       lane[j / kBlockDepth * kStepBytes + j % kBlockDepth] = row[j];
@@ -45,21 +78,9 @@ float round_up(double value) {
   return std::max(nearest, kSmallest);
 }
 
-double quantise(const float* values, int64_t count, float* scale, int8_t* quantised) {
-  float largest = 0;
-  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, std::fabs(values[j]));
-  const float step = largest / 127.0f;
-  *scale = step < kSmallest ? 0.0f : step;
-  double total = 0;
-  for (int64_t j = 0; j < count; ++j) {
-    const float rounded = *scale > 0 ? std::nearbyint(values[j] / *scale) : 0.0f;
-    quantised[j] = static_cast<int8_t>(rounded);
-    // Exact: a float less the product of a float and seven bits.
-    const double residual =
-        static_cast<double>(values[j]) - static_cast<double>(*scale) * static_cast<double>(rounded);
-    total += residual * residual;
-  }
-  return std::sqrt(total) * (1 + static_cast<double>(count + 4) * 0x1p-52);
+double quantise(const float* values, int64_t count, float* scale, int8_t* quantised, Isa isa) {
+  if (isa == Isa::kScalar) return quantise_scalar(values, count, scale, quantised);
+  return quantise_avx2(values, count, scale, quantised);
 }
 
 void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed, float* scale,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/isa.h"
 #include "core/parallel.h"
 
 namespace qcompile {
@@ -24,7 +25,7 @@ float round_up(double value);
 // Quantises count values to scale * q with |q| <= 127 and scale = max|value| / 127, or to zeros
 // with scale 0 where that is no normal number. Returns an upper bound of the residual's Euclidean
 // norm, not yet rounded to float. Values must be finite.
-double quantise(const float* values, int64_t count, float* scale, int8_t* quantised);
+double quantise(const float* values, int64_t count, float* scale, int8_t* quantised, Isa isa);
 
 // Packs weight [rows, depth] into packed [block_count, step_count, 16, 4], scale [rows] and
 // error [rows]. Throws std::invalid_argument, naming the row, for a value that is not finite.

@@ -7,7 +7,7 @@
 
 namespace qcompile {
 
-Query encode(const float* x, int64_t depth, uint8_t* values) {
+Query encode(const float* x, int64_t depth, uint8_t* values, Isa isa) {
   Query query;
   double squares = 0;
   for (int64_t j = 0; j < depth; ++j) squares += static_cast<double>(x[j]) * x[j];
@@ -15,7 +15,7 @@ Query encode(const float* x, int64_t depth, uint8_t* values) {
   if (!query.finite) return query;
   auto* quantised = reinterpret_cast<int8_t*>(values);
   const double norm = std::sqrt(squares) * (1 + static_cast<double>(depth + 4) * 0x1p-52);
-  const double residual = quantise(x, depth, &query.scale, quantised);
+  const double residual = quantise(x, depth, &query.scale, quantised, isa);
   query.norm = round_up(norm);
   query.error = round_up(residual + norm * 0x1p-20);
   query.underflow = static_cast<float>(2.0 * std::numeric_limits<float>::min() *

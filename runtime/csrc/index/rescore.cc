@@ -34,8 +34,8 @@ QC_AVX512 float score_avx512(const Dense& dense, int64_t row, const double* x) {
 }  // namespace
 
 ScoreKernel score_kernel(Isa isa) {
-  if (isa == Isa::kAvx512) return score_avx512;
-  return isa == Isa::kAvx2 ? score_avx2 : score_scalar;
+  if (isa == Isa::kScalar) return score_scalar;
+  return isa == Isa::kAvx2 ? score_avx2 : score_avx512;
 }
 
 }  // namespace qcompile

@@ -18,7 +18,7 @@ inline constexpr int64_t kParallelWork = int64_t{1} << 22;
 // Encoded hidden vectors of one group of queries.
 class QueryGroup {
  public:
-  void encode(const Head& head, const float* hidden, int64_t count);
+  void encode(const Head& head, const float* hidden, int64_t count, Isa isa);
   int64_t size() const { return static_cast<int64_t>(queries_.size()); }
   const Query& operator[](int64_t index) const { return queries_[static_cast<size_t>(index)]; }
   const uint8_t* values(int64_t index) const { return values_.data() + index * width_; }
@@ -29,28 +29,43 @@ class QueryGroup {
   std::vector<uint8_t> values_;
 };
 
-// The range of rows that one tile covers.
+// Rows [first, first + rows) of a layer, blocks [block, block + blocks).
 struct TileRows {
-  int64_t first_block;
+  TileRows(const Head& head, int64_t tile);
+  int64_t block;
   int64_t blocks;
+  int64_t first;
+  int64_t rows;
 };
 
-// Dot products of the tile's rows with queries first..first+count-1 into dots [count, rows].
+int64_t tile_count(const Head& head);
+
+// Dot products of the tile's rows with queries first..first+count-1 into dots [count,
+// tile.blocks * 16].
 void tile_dots(const Head& head, const TileRows& tile, const QueryGroup& group, int64_t first,
                int64_t count, int32_t* dots, Isa isa);
 
-// Offers the tile's rows that may reach the threshold to the collector.
+// Offers the tile's rows that may reach the collector's threshold to it.
 void collect_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
-                  const Threshold& threshold, Collector& collector, Isa isa);
+                  Collector& collector, Isa isa);
 
-// Writes the tile's approximate scores to scores, one for each row that exists, and returns the
-// greatest lower bound of a score; minus infinity where there is none.
-float score_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
-                 float* scores, Isa isa);
+// What a tile's approximate scores say of its final ones.
+struct TilePeaks {
+  float upper[kTilePeaks];  // score + width, the greatest of each lane of kPeakBlocks blocks
+  float width;              // the greatest
+  float least;              // some row's final score is at least this
+};
 
-// Appends to `chosen` the tile's rows whose approximate score, in scores, may stand for one that
-// reaches `least`.
-void select_rows(const Head& head, const Query& query, const float* scores, const TileRows& tile,
-                 float least, std::vector<int32_t>& chosen, Isa isa);
+// Writes the tile's approximate scores to scores [tile.rows].
+void score_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
+                float* scores, TilePeaks& peaks, Isa isa);
+
+// Appends to `chosen` the tile's rows whose final score may reach `least`.
+void select_rows(const Head& head, const TileRows& tile, const float* scores,
+                 const TilePeaks& peaks, const Query& query, float least,
+                 std::vector<int32_t>& chosen);
+
+// How far final scores may be from approximate ones, block by block, but for 2^-21 of the score.
+void tile_widths(const Head& head, const TileRows& tile, const Query& query, float* widths);
 
 }  // namespace qcompile

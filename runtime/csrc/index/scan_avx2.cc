@@ -6,71 +6,57 @@
 namespace qcompile {
 namespace {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kWidth = 8;
-constexpr int kHalves = kBlockRows / kWidth;
 
-struct Broadcast {
-  __m256 scale, norm, error, underflow;
-};
-
-QC_AVX2 inline Broadcast broadcast(const Query& query) {
-  return {_mm256_set1_ps(query.scale), _mm256_set1_ps(query.norm), _mm256_set1_ps(query.error),
-          _mm256_set1_ps(query.underflow)};
+// Scores of lanes at..at+7 of block b.
+QC_AVX2 inline __m256 approximate(const ScoreTile& tile, int64_t b, int at, __m256 query_scale) {
+  const BlockFigures& figures = tile.figures[b];
+  const auto* dots = reinterpret_cast<const __m256i*>(tile.dots + b * kBlockRows + at);
+  const __m256 scale = _mm256_mul_ps(_mm256_load_ps(figures.scale + at), query_scale);
+  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(dots)), scale);
+  return _mm256_add_ps(product, _mm256_load_ps(figures.bias + at));
 }
 
-QC_AVX2 inline __m256 approximate(const int32_t* dots, const BlockFigures& figures, int at,
-                                  const Broadcast& query) {
-  const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots + at));
-  const __m256 scale = _mm256_mul_ps(_mm256_load_ps(figures.scale + at), query.scale);
-  return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale),
-                       _mm256_load_ps(figures.bias + at));
-}
-
-QC_AVX2 inline __m256 margin(__m256 score, const BlockFigures& figures, int at,
-                             const Broadcast& query) {
-  const __m256 bound = _mm256_add_ps(_mm256_mul_ps(_mm256_load_ps(figures.error + at), query.norm),
-                                     _mm256_mul_ps(_mm256_load_ps(figures.norm + at), query.error));
-  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), score);
-  const __m256 rounding = _mm256_mul_ps(_mm256_set1_ps(kRounding), _mm256_add_ps(size, bound));
-  return _mm256_add_ps(_mm256_add_ps(bound, rounding), query.underflow);
-}
-
-QC_AVX2 inline uint32_t not_below(__m256 upper, __m256 least, int at) {
-  const int bits = _mm256_movemask_ps(_mm256_cmp_ps(upper, least, _CMP_NLT_UQ));
-  return static_cast<uint32_t>(bits) << at;
-}
-
-QC_AVX2 void bounds(const int32_t* dots, const BlockFigures* figures, int64_t blocks,
-                    const Query& query, float least, TileBounds& bounds, TileRowsKept& kept) {
-  const Broadcast q = broadcast(query);
-  const __m256 threshold = _mm256_set1_ps(least);
-  for (int64_t b = 0; b < blocks; ++b) {
-    __m256 score[kHalves], width[kHalves];
-    kept.bits[b] = 0;
-    for (int half = 0; half < kHalves; ++half) {
-      const int at = half * kWidth;
-      score[half] = approximate(dots + b * kBlockRows, figures[b], at, q);
-      width[half] = margin(score[half], figures[b], at, q);
-      kept.bits[b] |= not_below(_mm256_add_ps(score[half], width[half]), threshold, at);
-    }
-    if (kept.bits[b] == 0) continue;
-    for (int half = 0; half < kHalves; ++half) {
-      const int64_t at = b * kBlockRows + half * kWidth;
-      _mm256_store_ps(bounds.lower + at, _mm256_sub_ps(score[half], width[half]));
-      _mm256_store_ps(bounds.upper + at, _mm256_add_ps(score[half], width[half]));
+QC_AVX2 void reach(const ScoreTile& tile, const float* bars, uint32_t* bits) {
+  const __m256 scale = _mm256_set1_ps(tile.query_scale);
+  for (int64_t b = 0; b < tile.blocks; ++b) {
+    const __m256 bar = _mm256_set1_ps(bars[b]);
+    bits[b] = 0;
+    for (int at = 0; at < kBlockRows; at += kWidth) {
+      const __m256 kept = _mm256_cmp_ps(approximate(tile, b, at, scale), bar, _CMP_NLT_UQ);
+      bits[b] |= static_cast<uint32_t>(_mm256_movemask_ps(kept)) << at;
     }
   }
 }
 
-QC_AVX2 float scores(const int32_t* dots, const BlockFigures* figures, int64_t blocks,
-                     const Query& query, float* scores) {
-  const Broadcast q = broadcast(query);
-  __m256 best = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int64_t b = 0; b < blocks; ++b) {
+// max_ps returns its second operand if the first is NaN: NaN is passed over.
+QC_AVX2 void low_peaks(const ScoreTile& tile, const float* widths, float* peaks) {
+  const __m256 scale = _mm256_set1_ps(tile.query_scale);
+  for (int64_t i = 0; i < kTilePeaks; i += kWidth) {
+    _mm256_storeu_ps(peaks + i, _mm256_set1_ps(-kInfinity));
+  }
+  for (int64_t b = 0; b < tile.blocks; ++b) {
     for (int at = 0; at < kBlockRows; at += kWidth) {
-      const __m256 score = approximate(dots + b * kBlockRows, figures[b], at, q);
-      const __m256 lower = _mm256_sub_ps(score, margin(score, figures[b], at, q));
-      best = _mm256_max_ps(lower, best);  // the second if the first is NaN
+      float* peak = peaks + b / kPeakBlocks * kBlockRows + at;
+      const __m256 low = _mm256_sub_ps(approximate(tile, b, at, scale), _mm256_set1_ps(widths[b]));
+      _mm256_storeu_ps(peak, _mm256_max_ps(low, _mm256_loadu_ps(peak)));
+    }
+  }
+}
+
+QC_AVX2 float scores(const ScoreTile& tile, const float* widths, float* scores, float* peaks) {
+  const __m256 scale = _mm256_set1_ps(tile.query_scale);
+  __m256 best = _mm256_set1_ps(-kInfinity);
+  for (int64_t i = 0; i < kTilePeaks; i += kWidth) _mm256_storeu_ps(peaks + i, best);
+  for (int64_t b = 0; b < tile.blocks; ++b) {
+    const __m256 width = _mm256_set1_ps(widths[b]);
+    for (int at = 0; at < kBlockRows; at += kWidth) {
+      const __m256 score = approximate(tile, b, at, scale);
+      float* peak = peaks + b / kPeakBlocks * kBlockRows + at;
+      const __m256 high = _mm256_max_ps(_mm256_add_ps(score, width), _mm256_loadu_ps(peak));
+      best = _mm256_max_ps(_mm256_sub_ps(score, width), best);
+      _mm256_storeu_ps(peak, high);
       _mm256_storeu_ps(scores + b * kBlockRows + at, score);
     }
   }
@@ -81,22 +67,8 @@ QC_AVX2 float scores(const int32_t* dots, const BlockFigures* figures, int64_t b
   return result;
 }
 
-QC_AVX2 void select(const float* scores, const BlockFigures* figures, int64_t blocks,
-                    const Query& query, float least, TileRowsKept& kept) {
-  const Broadcast q = broadcast(query);
-  const __m256 threshold = _mm256_set1_ps(least);
-  for (int64_t b = 0; b < blocks; ++b) {
-    kept.bits[b] = 0;
-    for (int at = 0; at < kBlockRows; at += kWidth) {
-      const __m256 score = _mm256_loadu_ps(scores + b * kBlockRows + at);
-      const __m256 upper = _mm256_add_ps(score, margin(score, figures[b], at, q));
-      kept.bits[b] |= not_below(upper, threshold, at);
-    }
-  }
-}
-
 }  // namespace
 
-const ScanKernels kScanAvx2{bounds, scores, select};
+const ScanKernels kScanAvx2{reach, low_peaks, scores};
 
 }  // namespace qcompile

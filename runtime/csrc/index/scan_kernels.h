@@ -15,35 +15,31 @@ namespace qcompile {
 inline constexpr int64_t kTileBlocks = 16;
 inline constexpr int64_t kTileRows = kTileBlocks * kBlockRows;
 inline constexpr int64_t kTileQueries = 16;
+// Blocks whose rows share a peak, lane by lane.
+inline constexpr int64_t kPeakBlocks = 4;
+inline constexpr int64_t kTilePeaks = kTileRows / kPeakBlocks;
 
-// For every block of a tile, a bit for each row that has to be looked at.
-struct TileRowsKept {
-  uint32_t bits[kTileBlocks];
-};
-
-// Intervals in which the final scores of a tile's rows lie; set for blocks that keep a row.
-struct TileBounds {
-  alignas(64) float lower[kTileRows];
-  alignas(64) float upper[kTileRows];
+// Dot products of one query with the rows of up to kTileBlocks blocks.
+struct ScoreTile {
+  const int32_t* dots;
+  const BlockFigures* figures;
+  int64_t blocks;
+  float query_scale;
 };
 
 struct ScanKernels {
-  // Keeps rows whose upper bound is not below `least`; NaN is kept.
-  void (*bounds)(const int32_t* dots, const BlockFigures* figures, int64_t blocks,
-                 const Query& query, float least, TileBounds& bounds, TileRowsKept& kept);
-  // Writes approximate scores [blocks * 16]; returns the greatest lower bound that is a number.
-  float (*scores)(const int32_t* dots, const BlockFigures* figures, int64_t blocks,
-                  const Query& query, float* scores);
-  // Keeps rows whose upper bound, from their approximate scores, is not below `least`.
-  void (*select)(const float* scores, const BlockFigures* figures, int64_t blocks,
-                 const Query& query, float least, TileRowsKept& kept);
+  // For each block, the bits of the rows whose score is not below bars[block]; NaN is not.
+  void (*reach)(const ScoreTile& tile, const float* bars, uint32_t* bits);
+  // For each lane of each kPeakBlocks blocks, the greatest of score - widths[block], or minus
+  // infinity, into peaks [kTilePeaks].
+  void (*low_peaks)(const ScoreTile& tile, const float* widths, float* peaks);
+  // Writes scores [blocks * 16], and into peaks the greatest of score + widths[block]. Returns the
+  // greatest of score - widths[block].
+  float (*scores)(const ScoreTile& tile, const float* widths, float* scores, float* peaks);
 };
 
 extern const ScanKernels kScanScalar;
 extern const ScanKernels kScanAvx2;
 extern const ScanKernels kScanAvx512;
-
-// Share of a score and its bound by which a margin is widened for rounding; see index/query.h.
-inline constexpr float kRounding = 0x1p-21f;
 
 }  // namespace qcompile

@@ -1,4 +1,4 @@
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
 #include "index/scan_kernels.h"
@@ -6,58 +6,52 @@
 namespace qcompile {
 namespace {
 
-float approximate(int32_t dot, const BlockFigures& figures, int lane, const Query& query) {
-  return static_cast<float>(dot) * (figures.scale[lane] * query.scale) + figures.bias[lane];
-}
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-float margin(float score, const BlockFigures& figures, int lane, const Query& query) {
-  const float bound = figures.error[lane] * query.norm + figures.norm[lane] * query.error;
-  return (bound + kRounding * (std::fabs(score) + bound)) + query.underflow;
-}
-
-void bounds(const int32_t* dots, const BlockFigures* figures, int64_t blocks, const Query& query,
-            float least, TileBounds& bounds, TileRowsKept& kept) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    kept.bits[b] = 0;
+void reach(const ScoreTile& tile, const float* bars, uint32_t* bits) {
+  for (int64_t b = 0; b < tile.blocks; ++b) {
+    bits[b] = 0;
     for (int lane = 0; lane < kBlockRows; ++lane) {
-      const int64_t i = b * kBlockRows + lane;
-      const float score = approximate(dots[i], figures[b], lane, query);
-      const float width = margin(score, figures[b], lane, query);
-      bounds.lower[i] = score - width;
-      bounds.upper[i] = score + width;
-      if (!(bounds.upper[i] < least)) kept.bits[b] |= 1u << lane;
+      const float score =
+          approximate(tile.dots[b * kBlockRows + lane], tile.figures[b], lane, tile.query_scale);
+      if (!(score < bars[b])) bits[b] |= 1u << lane;
     }
   }
 }
 
-float scores(const int32_t* dots, const BlockFigures* figures, int64_t blocks, const Query& query,
-             float* scores) {
-  float best = -std::numeric_limits<float>::infinity();
-  for (int64_t b = 0; b < blocks; ++b) {
+// NaN is passed over.
+float greater(float value, float best) { return value > best ? value : best; }
+
+void low_peaks(const ScoreTile& tile, const float* widths, float* peaks) {
+  std::fill_n(peaks, kTilePeaks, -kInfinity);
+  for (int64_t b = 0; b < tile.blocks; ++b) {
     for (int lane = 0; lane < kBlockRows; ++lane) {
-      const float score = approximate(dots[b * kBlockRows + lane], figures[b], lane, query);
-      const float lower = score - margin(score, figures[b], lane, query);
-      best = lower > best ? lower : best;
-      scores[b * kBlockRows + lane] = score;
+      const float score =
+          approximate(tile.dots[b * kBlockRows + lane], tile.figures[b], lane, tile.query_scale);
+      float& peak = peaks[b / kPeakBlocks * kBlockRows + lane];
+      peak = greater(score - widths[b], peak);
+    }
+  }
+}
+
+float scores(const ScoreTile& tile, const float* widths, float* scores, float* peaks) {
+  float best = -kInfinity;
+  std::fill_n(peaks, kTilePeaks, -kInfinity);
+  for (int64_t b = 0; b < tile.blocks; ++b) {
+    for (int lane = 0; lane < kBlockRows; ++lane) {
+      const int64_t row = b * kBlockRows + lane;
+      const float score = approximate(tile.dots[row], tile.figures[b], lane, tile.query_scale);
+      float& peak = peaks[b / kPeakBlocks * kBlockRows + lane];
+      peak = greater(score + widths[b], peak);
+      best = greater(score - widths[b], best);
+      scores[row] = score;
     }
   }
   return best;
 }
 
-void select(const float* scores, const BlockFigures* figures, int64_t blocks, const Query& query,
-            float least, TileRowsKept& kept) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    kept.bits[b] = 0;
-    for (int lane = 0; lane < kBlockRows; ++lane) {
-      const float score = scores[b * kBlockRows + lane];
-      const float upper = score + margin(score, figures[b], lane, query);
-      if (!(upper < least)) kept.bits[b] |= 1u << lane;
-    }
-  }
-}
-
 }  // namespace
 
-const ScanKernels kScanScalar{bounds, scores, select};
+const ScanKernels kScanScalar{reach, low_peaks, scores};
 
 }  // namespace qcompile

@@ -14,8 +14,8 @@ namespace qcompile {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLogLeast = -18.420681f;  // log 1e-8: rows below this share of the best stay int8
-constexpr double kMostChange = 5e-6;      // of the normaliser, by rows that stay int8
+constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
+constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
 constexpr int64_t kPieceTiles = 16;       // tiles that one task handles
 constexpr int64_t kRescoredShare = 16;    // dense if more than 1 / 16 of a piece is rescored
 
@@ -23,14 +23,14 @@ constexpr int64_t kRescoredShare = 16;    // dense if more than 1 / 16 of a piec
 struct Piece {
   std::vector<int32_t> rows;  // rescored
   std::vector<float> scores;  // theirs, later their exponentials
-  double tail = 0;            // sum of the other rows' exponentials
+  WeightedSums tail{0, 0};    // of the other rows' exponentials, and of their possible changes
   bool flat = false;
 };
 
 // Buffers of one call, kept by the calling thread.
 struct Workspace {
   QueryGroup group;
-  std::vector<float> least;  // a lower bound of each query's best score, piece by piece
+  std::vector<TilePeaks> peaks;  // of each query and tile
   std::vector<Piece> pieces;
   std::vector<float> greatest;
   std::vector<double> total;
@@ -45,10 +45,10 @@ class Scan {
 
   // Sets done[i] for every query whose probabilities are complete.
   void run(int64_t count, char* done) {
-    w_.group.encode(head_, hidden_, count);
-    tiles_ = ceil_div(block_count(head_.rows()), kTileBlocks);
+    w_.group.encode(head_, hidden_, count, isa_);
+    tiles_ = tile_count(head_);
     parts_ = ceil_div(tiles_, kPieceTiles);
-    w_.least.assign(static_cast<size_t>(count * parts_), -kInfinity);
+    w_.peaks.resize(static_cast<size_t>(count * tiles_));
     w_.pieces.resize(static_cast<size_t>(count * parts_));
     w_.greatest.assign(static_cast<size_t>(count), -kInfinity);
     w_.total.assign(static_cast<size_t>(count), 0);
@@ -65,30 +65,29 @@ class Scan {
   }
 
  private:
-  TileRows tile(int64_t index) const {
-    const int64_t first = index * kTileBlocks;
-    return {first, std::min(kTileBlocks, block_count(head_.rows()) - first)};
-  }
   int64_t first_row(int64_t part) const {
     return std::min(part * kPieceTiles * kTileRows, head_.rows());
   }
   Piece& piece(int64_t query, int64_t part) {
     return w_.pieces[static_cast<size_t>(query * parts_ + part)];
   }
+  TilePeaks& peaks(int64_t query, int64_t tile) {
+    return w_.peaks[static_cast<size_t>(query * tiles_ + tile)];
+  }
+  int64_t last_tile(int64_t part) const { return std::min((part + 1) * kPieceTiles, tiles_); }
   float* row(int64_t query) { return out_ + query * head_.rows(); }
 
   void scan(int64_t part) {
     thread_local std::vector<int32_t> kept;
     kept.resize(kTileQueries * kTileRows);
     int32_t* dots = kept.data();
-    for (int64_t t = part * kPieceTiles; t < std::min((part + 1) * kPieceTiles, tiles_); ++t) {
-      const TileRows rows = tile(t);
-      tile_dots(head_, rows, w_.group, 0, w_.group.size(), dots, isa_);
+    for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
+      const TileRows tile(head_, t);
+      tile_dots(head_, tile, w_.group, 0, w_.group.size(), dots, isa_);
       for (int64_t q = 0; q < w_.group.size(); ++q) {
         if (!w_.group[q].finite) continue;
-        float& least = w_.least[static_cast<size_t>(q * parts_ + part)];
-        least = std::max(least, score_tile(head_, rows, dots + q * rows.blocks * kBlockRows,
-                                           w_.group[q], row(q) + t * kTileRows, isa_));
+        score_tile(head_, tile, dots + q * tile.blocks * kBlockRows, w_.group[q],
+                   row(q) + tile.first, peaks(q, t), isa_);
       }
     }
   }
@@ -100,10 +99,12 @@ class Scan {
     p.scores.clear();
     p.flat = !w_.group[query].finite;
     if (p.flat) return;
-    const auto* bounds = w_.least.data() + query * parts_;
-    const float least = *std::max_element(bounds, bounds + parts_) + kLogLeast;
-    for (int64_t t = part * kPieceTiles; t < std::min((part + 1) * kPieceTiles, tiles_); ++t) {
-      select_rows(head_, w_.group[query], row(query) + t * kTileRows, tile(t), least, p.rows, isa_);
+    float best = -kInfinity;
+    for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
+    for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
+      const TileRows tile(head_, t);
+      select_rows(head_, tile, row(query) + tile.first, peaks(query, t), w_.group[query],
+                  best + kLogLeast, p.rows);
     }
     p.flat = static_cast<int64_t>(p.rows.size()) * kRescoredShare > head_.rows();
     if (p.flat) return;
@@ -131,26 +132,34 @@ class Scan {
     Piece& p = piece(query, part);
     const float best = w_.greatest[static_cast<size_t>(query)];
     const int64_t begin = first_row(part), end = first_row(part + 1);
-    p.tail = exponentials(row(query) + begin, end - begin, best, isa_);
+    // A score that is off by `width` changes its exponential by a factor of exp(width) at most;
+    // scores further than 88 below the best have none.
+    float changes[kPieceTiles * kTileBlocks];
+    int64_t blocks = 0;
+    for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
+      const TileRows tile(head_, t);
+      tile_widths(head_, tile, w_.group[query], changes + blocks);
+      blocks += tile.blocks;
+    }
+    const float more = slack(best, 88);
+    for (int64_t b = 0; b < blocks; ++b) changes[b] = std::min(changes[b] + more, 80.0f);
+    exponentials(changes, blocks, 0, isa_);
+    for (int64_t b = 0; b < blocks; ++b) changes[b] -= 1 - 0x1p-20f;
+    p.tail = weighted_exponentials(row(query) + begin, end - begin, best, changes, isa_);
   }
 
   // Adds up the normaliser; false if the int8 scores might change it too much.
   bool find_total(int64_t query) {
     const float best = w_.greatest[static_cast<size_t>(query)];
-    double tail = 0, total = 0;
+    double change = 0, total = 0;
     for (int64_t part = 0; part < parts_; ++part) {
       Piece& p = piece(query, part);
-      tail += p.tail;
+      change += p.tail.weighted;
+      total += p.tail.plain;
       total += exponentials(p.scores.data(), static_cast<int64_t>(p.scores.size()), best, isa_);
     }
-    total += tail;
     w_.total[static_cast<size_t>(query)] = total;
-    const Query& q = w_.group[query];
-    const double bound = static_cast<double>(head_.most_error()) * q.norm +
-                         static_cast<double>(head_.most_norm()) * q.error;
-    // Rows further than 88 below the best have exponentials of zero.
-    const double margin = bound + 0x1p-21 * (std::fabs(best) + 88 + bound) + q.underflow;
-    return tail * std::expm1(margin) <= kMostChange * total;
+    return change <= kMostChange * total;
   }
 
   void normalise(int64_t query, int64_t part) {

@@ -73,7 +73,7 @@ class TopK {
  private:
   void collect(const float* hidden, int64_t count) {
     Workspace& w = workspace_;
-    w.group.encode(head_, hidden, count);
+    w.group.encode(head_, hidden, count, isa_);
     w.thresholds.resize(static_cast<size_t>(count));
     for (Threshold& threshold : w.thresholds) threshold.reset();
     w.scanners.resize(static_cast<size_t>(executor_.threads()));
@@ -86,7 +86,7 @@ class TopK {
     // Each thread takes the next rows that nobody has taken, so that one thread alone keeps one
     // list, whatever number of threads the host promised.
     std::atomic<int64_t> next{0};
-    const int64_t tiles = ceil_div(block_count(head_.rows()), kTileBlocks);
+    const int64_t tiles = tile_count(head_);
     executor_.run(executor_.threads(), [&](int64_t slot) {
       for (int64_t tile = next.fetch_add(kTake); tile < tiles; tile = next.fetch_add(kTake)) {
         for (int64_t t = tile; t < std::min(tile + kTake, tiles); ++t) {
@@ -98,8 +98,7 @@ class TopK {
 
   void scan_tile(int64_t index, Scanner& scanner) {
     const QueryGroup& group = workspace_.group;
-    const int64_t first = index * kTileBlocks;
-    const TileRows tile{first, std::min(kTileBlocks, block_count(head_.rows()) - first)};
+    const TileRows tile(head_, index);
     scanner.dots.resize(kTileQueries * kTileRows);
     for (int64_t q = 0; q < group.size(); q += kTileQueries) {
       const int64_t together = std::min(kTileQueries, group.size() - q);
@@ -108,7 +107,7 @@ class TopK {
         Collector& collector = scanner.collectors[static_cast<size_t>(q + i)];
         if (!group[q + i].finite || collector.overflowed()) continue;
         collect_tile(head_, tile, scanner.dots.data() + i * tile.blocks * kBlockRows, group[q + i],
-                     workspace_.thresholds[static_cast<size_t>(q + i)], collector, isa_);
+                     collector, isa_);
         collector.tidy();
       }
     }

@@ -44,6 +44,8 @@ void compute(F&& body) {
   if (!message.empty()) raise_data_error(message);
 }
 
+Isa choose(const std::string& isa) { return isa == "auto" ? best_matrix_isa() : parse_isa(isa); }
+
 template <typename T>
 Output<T> make(std::initializer_list<size_t> shape) {
   size_t size = 1;
@@ -108,7 +110,7 @@ class PyHead {
     auto ids = make<int64_t>({size, width});
     compute([&] {
       linear_top_k(*head_, hidden.data(), count, k, scores.data(), ids.data(),
-                   OpenMPExecutor(threads), parse_isa(isa));
+                   OpenMPExecutor(threads), choose(isa));
     });
     return nb::make_tuple(scores, ids);
   }
@@ -118,7 +120,7 @@ class PyHead {
     auto out = make<float>({static_cast<size_t>(count), static_cast<size_t>(head_->rows())});
     compute([&] {
       linear_softmax(*head_, hidden.data(), count, out.data(), OpenMPExecutor(threads),
-                     parse_isa(isa));
+                     choose(isa));
     });
     return out;
   }
@@ -152,7 +154,7 @@ Output<float> linear_scores(Input<float> hidden, Input<float> weight, Input<floa
   const int64_t count = count_of(hidden, dense);
   auto out = make<float>({static_cast<size_t>(count), static_cast<size_t>(dense.rows)});
   compute([&] {
-    linear(dense, hidden.data(), count, out.data(), OpenMPExecutor(threads), parse_isa(isa));
+    linear(dense, hidden.data(), count, out.data(), OpenMPExecutor(threads), choose(isa));
   });
   return out;
 }
@@ -162,7 +164,7 @@ nb::tuple exp_and_sum(Input<float> values, float shift, const std::string& isa) 
   std::copy_n(values.data(), values.size(), out.data());
   double sum = 0;
   compute([&] {
-    sum = exponentials(out.data(), static_cast<int64_t>(values.size()), shift, parse_isa(isa));
+    sum = exponentials(out.data(), static_cast<int64_t>(values.size()), shift, choose(isa));
   });
   return nb::make_tuple(out, sum);
 }
@@ -191,10 +193,8 @@ void bind_index(nb::module_& module) {
       "supported_isas",
       [] {
         nb::list names;
-        for (const char* name : {"scalar", "avx2", "avx512"}) {
-          const Isa isa = name[0] == 's'   ? Isa::kScalar
-                          : name[3] == '2' ? Isa::kAvx2
-                                           : Isa::kAvx512;
+        for (auto [name, isa] : {std::pair{"scalar", Isa::kScalar}, std::pair{"avx2", Isa::kAvx2},
+                                 std::pair{"avx512", Isa::kAvx512}, std::pair{"amx", Isa::kAmx}}) {
           if (supported(isa)) names.append(name);
         }
         return names;
