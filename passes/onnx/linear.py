@@ -92,13 +92,15 @@ def constant_rows(product: ir.Node) -> np.ndarray:
         if is_constant(left):
             raise NoMatch("its weight is the left operand; only the right one is read") from None
         raise NoMatch(f"its weight is not constant: {reason}") from None
-    if array.ndim != 2:
-        raise NoMatch(f"its weight has shape {list(array.shape)}, not two dimensions")
+    if array.ndim != 2 or not array.size:
+        raise NoMatch(
+            f"its weight has shape {list(array.shape)}, not two dimensions of at least one"
+        )
     return array if product.op_type == "Gemm" and attribute(product, "transB", 0) else array.T
 
 
 def match(product: ir.Node, shapes: Shapes) -> LinearLayer:
-    """Return the linear layer that begins at ``product``.
+    """Return the linear layer that begins at ``product``; its numbers are not looked at yet.
 
     Raises:
         NoMatch: with the reason.
@@ -106,11 +108,19 @@ def match(product: ir.Node, shapes: Shapes) -> LinearLayer:
     layer = _integer(product) if product.op_type == "MatMulInteger" else _product(product)
     while _absorb(layer, shapes):
         pass
+    return layer
+
+
+def settle(layer: LinearLayer) -> None:
+    """Check the numbers of a layer that will be replaced, and lay them out in rows.
+
+    Raises:
+        NoMatch: a weight or bias is NaN or infinite.
+    """
     if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):
         raise NoMatch(f"its weight {layer.weight_name!r} or its bias holds NaN or infinity")
     layer.weight = np.ascontiguousarray(layer.weight, np.float32)
     layer.bias = np.ascontiguousarray(layer.bias, np.float32)
-    return layer
 
 
 def _product(product: ir.Node) -> LinearLayer:

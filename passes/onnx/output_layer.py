@@ -143,7 +143,9 @@ class OutputLayer(Pass[ir.Model]):
         layer = linear.match(node, shapes)
         if self.where is not None and not _answers(layer, self.where):
             raise NoMatch(f"its names do not match {self.where!r}")
-        return Candidate(layer, tails(layer.scores, outputs, shapes, model.opset_imports[""]))
+        ways = tails(layer.scores, outputs, shapes, model.opset_imports[""])
+        linear.settle(layer)
+        return Candidate(layer, ways)
 
     def _wanted(self, rows: np.ndarray) -> bool:
         return any(np.array_equal(rows, weight) for weight in self.also)

@@ -98,17 +98,21 @@ def check_same(m: ir.Model, expected: list[str], step: OutputLayer | None = None
     assert operators(m) == expected
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
+OPSETS = (9, 11, 13, 17, 21)
+GEMMS = [
+    *itertools.product((0, 1), (0, 1), (1.0,), (1.0,), ("N", "none")),
+    (0, 0, 0.5, 2.0, "N"),
+    (1, 1, -1.5, 0.0, "N"),
+    (0, 1, 1.0, 1.0, "1N"),
+    (0, 1, 1.0, -0.25, "1"),
+    (0, 0, 1.0, 1.0, "scalar"),
+]
+
+
 @pytest.mark.parametrize(
-    ("trans_a", "trans_b", "alpha", "beta", "bias"),
-    [
-        *itertools.product((0, 1), (0, 1), (1.0,), (1.0,), ("N", "none")),
-        (0, 0, 0.5, 2.0, "N"),
-        (1, 1, -1.5, 0.0, "N"),
-        (0, 1, 1.0, 1.0, "1N"),
-        (0, 1, 1.0, -0.25, "1"),
-        (0, 0, 1.0, 1.0, "scalar"),
-    ],
+    ("trans_a", "trans_b", "alpha", "beta", "bias", "opset"),
+    # Before opset 11 Gemm's bias could not be left out.
+    [(*gemm, o) for gemm in GEMMS for o in OPSETS if gemm[4] != "none" or o >= 11],
 )
 def test_gemm(trans_a, trans_b, alpha, beta, bias, opset):
     shapes = {"N": (N,), "1N": (1, N), "1": (1,), "scalar": (), "none": None}
@@ -117,8 +121,6 @@ def test_gemm(trans_a, trans_b, alpha, beta, bias, opset):
     if shapes[bias] is not None:
         weights["b"] = np.asarray(weight(1, N, 1).ravel()[: np.prod(shapes[bias], dtype=int)])
         weights["b"] = weights["b"].reshape(shapes[bias])
-    elif opset < 11:
-        pytest.skip("before opset 11 the bias of Gemm is not optional")
     m = model(
         f"y = Gemm<transA={trans_a}, transB={trans_b}, alpha={alpha}, beta={beta}>"
         f"(h, w{', b' if 'b' in weights else ''})",
@@ -147,7 +149,7 @@ def with_constants(body: str, **keywords) -> ir.Model:
     return model(body, **{**used, **keywords})
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
+@pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -544,6 +546,30 @@ def test_top_k_asks_for_one_layer():
         OutputLayer(min_outputs=1, where="w", top_k=38)(m)
     assert OutputLayer(min_outputs=1, where="w", top_k=2)(m).modified
     assert [value.name for value in m.graph.outputs] == ["scores", "ids", "z"]
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "reason"),
+    [
+        ("m = MatMul(h, w) y = ArgMax<axis=1>(m)", "int64[B, 1] y", "leave top_k out"),
+        (
+            "y = MatMul(h, w) z = Softmax(y)",
+            f"float[B, {N}] y, float[B, {N}] z",
+            "several outputs ('y', 'z')",
+        ),
+    ],
+)
+def test_top_k_where_no_single_output_holds_the_scores(body, outputs, reason):
+    m = with_constants(body, outputs=outputs)
+    before = operators(m)
+    result = OutputLayer(min_outputs=1, top_k=2)(m)
+    assert reason in result.report.skipped[0].reason
+    assert operators(m) == before
+
+
+def test_an_empty_weight_is_left_alone():
+    m = model("y = MatMul(h, w)", inputs="float[B, 0] h", w=np.zeros((0, N), np.float32))
+    assert "of at least one" in OutputLayer(min_outputs=1)(m).report.skipped[0].reason
 
 
 def test_an_old_opset_is_refused():
