@@ -92,7 +92,8 @@ def finish(
         before, after = result.latency.get("head", (0.0, 0.0))
         if after > 1.1 * before:
             plan.report.notes.append(
-                f"on these inputs the layer alone became slower: {before:.3f} → {after:.3f} ms"
+                f"on these inputs the layer alone became slower: {before:.3f} → {after:.3f} ms; "
+                "what it costs depends on how sure the scores are, so try real inputs (--inputs)"
             )
     result.path, result.data_path = stage.publish()
     return result
