@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +19,15 @@ from qcompile.passes.fx.inputs import Inputs
 from qcompile.passes.fx.layers import ROOT
 from qcompile.passes.fx.quadratic import IS_OUTPUT, SubstituteQuadratic
 from qcompile.passes.fx.sparse_output import SubstituteOutput
-from qcompile.passes.fx.tracing import NONE, Trace, scratch_copy, trace
+from qcompile.passes.fx.tracing import (
+    NONE,
+    Failure,
+    Trace,
+    full_copy,
+    locate,
+    scratch_copy,
+    trace,
+)
 from qcompile.report import Report
 
 __all__ = ["explain", "transform"]
@@ -117,8 +124,15 @@ def _rewrite(
         )
     inputs = Inputs.of(example)
     report = Report()
-    before = _measure(model, inputs, report)
-    traced = trace(model, inputs, before)
+    before, hooks = _measure(model, inputs), False
+    if isinstance(before, Failure):
+        # Once called, models of transformers collect hidden states through hooks of their own.
+        again = _measure(model, inputs, hooks=True)
+        hooks = isinstance(again, Measurement)
+        if not hooks:
+            report.notes.append(f"operations not counted: {before}")
+        before = again if hooks else None
+    traced = trace(model, inputs, before, hooks=hooks)
     report.notes += _describe(traced)
     # The output layer goes first: what it takes is no longer there to become quadratic.
     steps: list[Pass[nn.Module]] = [] if lsh is None else [SubstituteOutput(lsh, traced)]
@@ -127,7 +141,12 @@ def _rewrite(
     outcome = PassManager(steps)(model)
     report.extend(outcome.report)
     _drop_repeats(report)
-    after = _measure(outcome.model, inputs, report) if outcome.modified else before
+    after = _measure(outcome.model, inputs, hooks) if before and outcome.modified else before
+    if isinstance(after, Failure):
+        raise PassError(
+            f"the model runs on the example inputs, the rewritten model does not. Exclude the "
+            f"layer that its code needs as it was, qcompile.Quadratic(exclude=...): {after}"
+        ) from after.error
     if before and after:
         _add_flops(report, before, after)
     return outcome.model, report
@@ -199,7 +218,7 @@ def _checked(model: Any) -> nn.Module:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return full_copy(model)
     except Exception as error:
         raise PassError(
             f"{type(model).__name__} cannot be copied ({error}): pass inplace=True to rewrite the "
@@ -222,15 +241,18 @@ class _Snapshot:
             module._modules.update(children)
 
 
-def _measure(model: nn.Module, inputs: Inputs | None, report: Report) -> Measurement | None:
+def _measure(
+    model: nn.Module, inputs: Inputs | None, hooks: bool = False
+) -> Measurement | Failure | None:
+    """Call a copy of the model once on ``inputs``, if there are any."""
     if inputs is None:
         return None
+    copied = model
     try:
-        return measure(scratch_copy(model), inputs.args, inputs.kwargs)
+        copied = scratch_copy(model, hooks=hooks)
+        return measure(copied, inputs.args, inputs.kwargs)
     except Exception as error:  # a model's forward may raise anything at all
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        report.notes.append(f"operations not counted, one call on a copy failed: {reason}")
-        return None
+        return locate("one call on a copy", error, copied)
 
 
 def _describe(traced: Trace) -> list[str]:

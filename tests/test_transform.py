@@ -170,3 +170,69 @@ def test_models_on_the_meta_device():
         model = network()
     new = qcompile.transform(model, "Quadra")
     assert new[0].weight_a.device.type == "meta"
+
+
+class Casting(nn.Module):
+    """Asks its layers for what surrounding code often needs to know."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 2, 3, stride=2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = x.to(dtype=self.conv.weight.dtype, device=self.conv.weight.device)
+        positions = (x.shape[-1] - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
+        return self.head(self.conv(x).sum(-1) / positions).reshape(-1, self.head.weight.shape[0])
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(2, 1, 9, dtype=torch.float64)])
+def test_what_a_forward_asks_of_a_layer_is_still_answered(example):
+    model = Casting()
+    new = qcompile.transform(model, "Quadra", example_inputs=example)
+    assert [entry.name for entry in new.qcompile_report.rewritten] == ["conv", "head"]
+    x = torch.randn(2, 1, 9, dtype=torch.float64)
+    assert torch.equal(new(x), model(x))
+    conv = new.conv
+    assert (conv.padding, conv.dilation, conv.groups, conv.padding_mode) == ((0,), (1,), 1, "zeros")
+    assert conv.weight.shape == model.conv.weight.shape
+
+
+class HandMade(nn.Module):
+    """Computes with a weight itself, where no tracer comes."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.fc, self.read = nn.Linear(4, 4), read
+
+    def forward(self, x):
+        return self.fc(x) * self.read(self.fc.weight) if float(x.sum()) > 0 else x
+
+
+@pytest.mark.parametrize("read", [torch.sum, lambda weight: weight.sum()])
+def test_a_weight_that_is_read_unseen_is_never_computed_with(read):
+    new = qcompile.transform(HandMade(read), "Quadra")
+    with pytest.raises((PassError, AttributeError), match="exclude the layer"):
+        new(X)
+    with pytest.raises(PassError, match=r"does not\. Exclude.*test_transform.py:\d+"):
+        qcompile.transform(HandMade(read), "Quadra", example_inputs=X)
+
+
+def test_a_model_that_needs_its_hooks_is_traced_with_them():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.register_forward_pre_hook(lambda _, inputs: inputs[0]["x"])
+    report = explain(model, sparse_output=LSH(tables=1, min_outputs=4), example_inputs=({"x": X},))
+    assert [entry.name for entry in report.rewritten] == ["0"]
+    assert any(note.startswith("floating-point operations") for note in report.notes)
+
+
+@pytest.mark.parametrize("left", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_hooks_compute_are_kept(left):
+    model = nn.Sequential(left(nn.Linear(4, 4)), nn.Linear(4, 4)).eval()
+    model(X)  # leaves a weight that has a gradient, which copy.deepcopy refuses
+    new = qcompile.transform(model, "Quadra")
+    assert [entry.name for entry in new.qcompile_report.rewritten] == ["1"]
+    assert torch.equal(new(X), model(X))
+    with torch.no_grad():
+        new[0].bias.add_(1)
+    assert not torch.equal(new(X), model(X))

@@ -52,6 +52,10 @@ _MIXING = frozenset(
 """Operations behind which a layer no longer counts as the one that computes the output."""
 
 
+_METADATA = frozenset({"device", "dtype", "shape"})
+"""Attributes of a tensor that are no part of the data flow: a quadratic layer answers them too."""
+
+
 @dataclass(eq=False)
 class Value:
     """The result of one operation.
@@ -138,6 +142,8 @@ class _Reader:
             items, index = known[source], node.args[1]
             if isinstance(items, list) and isinstance(index, int) and index < len(items):
                 return items[index]
+        if node.target is getattr and node.args[1] in _METADATA:
+            inputs = []
         module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
         value = Value(
             owner=str(node.target) if module is not None else _owner(node),

@@ -6,7 +6,8 @@ model on the inputs still tells which modules are called; without inputs nothing
 pass has to go by the module tree alone.
 
 The model itself is never traced: a copy is, which shares its parameters and has no hooks, so that
-nothing a forward stores, counts or mutates while it is traced stays behind.
+nothing a forward stores, counts or mutates while it is traced stays behind. A copy that cannot run
+without its hooks keeps them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import copy
 import dataclasses
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ __all__ = [
     "Failure",
     "Inputs",
     "Trace",
+    "full_copy",
+    "locate",
     "scratch_copy",
     "trace",
 ]
@@ -96,7 +99,11 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, inputs: Inputs | None = None, measurement: Measurement | None = None
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    measurement: Measurement | None = None,
+    *,
+    hooks: bool = False,
 ) -> Trace:
     """Trace ``model`` without changing it.
 
@@ -104,6 +111,7 @@ def trace(
         model: any module.
         inputs: arguments of one call, which torch.export needs.
         measurement: of one call on ``inputs``.
+        hooks: whether the forward needs the model's hooks.
     """
     tracers: list[tuple[str, Callable[[nn.Module], Dataflow]]] = [
         (SYMBOLIC, lambda copied: _symbolic(copied, inputs))
@@ -113,14 +121,14 @@ def trace(
     failures: list[Failure] = []
     for name, tracer in tracers:
         try:
-            copied = scratch_copy(model)
+            copied = scratch_copy(model, hooks=hooks)
         except Exception as error:  # an attribute may refuse with anything at all
-            return Trace(NONE, failures=(_failure("copying the model", error, model),))
+            return Trace(NONE, failures=(locate("copying the model", error, model),))
         try:
             with torch.random.fork_rng(devices=[]):
                 flow = tracer(copied)
         except Exception as error:  # a model's forward may raise anything at all
-            failures.append(_failure(name, error, copied))
+            failures.append(locate(name, error, copied))
         else:
             called = _called(copied, flow)
             if measurement is not None:  # what really runs, whatever a tracer made of it
@@ -132,26 +140,41 @@ def trace(
     return Trace(NONE, failures=tuple(failures))
 
 
-def scratch_copy(model: nn.Module) -> nn.Module:
+def scratch_copy(model: nn.Module, *, hooks: bool = False) -> nn.Module:
     """Return a copy that shares parameters with ``model``, has its own buffers and no hooks.
+
+    Args:
+        model: any module.
+        hooks: keep the hooks.
 
     Raises:
         Exception: whatever an attribute that cannot be copied raises.
     """
     # A lazy parameter takes its shape from the first call, which must not be one on the copy.
-    shared: dict[int, Any] = {
-        id(tensor): tensor for tensor in model.parameters() if not is_lazy(tensor)
-    }
-    for module in model.modules():
-        plain = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
-        # What a forward left behind as an attribute cannot be copied when it has a gradient.
-        shared.update((id(value), value) for value in plain if not value.is_leaf)
-    copied = copy.deepcopy(model, shared)
+    shared = [tensor for tensor in model.parameters() if not is_lazy(tensor)]
+    copied = full_copy(model, shared)
     for module in copied.modules():
-        for kind in _HOOKS:
+        for kind in () if hooks else _HOOKS:
             getattr(module, kind, {}).clear()
         disable_fast_path(module)
     return copied
+
+
+def full_copy(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> nn.Module:
+    """Return a deep copy, but for the tensors ``shared``.
+
+    Tensors that a forward left behind as attributes, as weight norm and pruning do, are copied
+    without the operations behind them, where copy.deepcopy gives up.
+
+    Raises:
+        Exception: whatever an attribute that cannot be copied raises.
+    """
+    known: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                known[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, known)
 
 
 def disable_fast_path(module: nn.Module) -> None:
@@ -249,18 +272,18 @@ def _read_directly(model: nn.Module, flow: Dataflow) -> frozenset[str]:
     return frozenset(names)
 
 
-def _failure(tracer: str, error: Exception, model: nn.Module) -> Failure:
+def locate(tracer: str, error: Exception, model: nn.Module) -> Failure:
     """Locate ``error`` in the model and in its source."""
     names = {id(module): name for name, module in model.named_modules()}
     module = location = inside_torch = ""
     torch_folder = Path(torch.__file__).parent
-    here = str(Path(__file__).parent)
     for frame, line in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and id(owner) in names:
             module = names[id(owner)]
         file = frame.f_code.co_filename
-        if not file.startswith((str(torch_folder), here, "<")):
+        own = frame.f_globals.get("__name__", "").startswith("qcompile.")
+        if not own and not file.startswith((str(torch_folder), "<")):
             location = f"{file}:{line}"
         elif file.startswith(str(torch_folder / "nn")) and not file.endswith(
             "nn/modules/module.py"

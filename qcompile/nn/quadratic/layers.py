@@ -12,6 +12,7 @@ from torch import nn
 from qcompile.config import Quadratic, canonical_form
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn.quadratic.bilinear import bilinear, check_memory, has_known_size
+from qcompile.nn.quadratic.first_order import WeightType
 from qcompile.nn.quadratic.formulas import FORMULAS, Formula, Term
 from qcompile.nn.quadratic.geometry import Geometry, IntOrInts
 
@@ -28,6 +29,7 @@ class QuadraticLayer(nn.Module):
 
     form: str
     fan_in: int
+    _first_order_shape: tuple[int, ...]
 
     def _create_parameters(
         self,
@@ -39,6 +41,7 @@ class QuadraticLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         self.form = canonical_form(form)
+        self._first_order_shape = first_order_shape
         outputs = first_order_shape[0]
         self.fan_in = math.prod(first_order_shape[1:])
         bilinear_shape = (outputs, self.fan_in, self.fan_in)
@@ -73,6 +76,12 @@ class QuadraticLayer(nn.Module):
     def formula(self) -> Formula:
         """What this layer computes."""
         return FORMULAS[self.form]
+
+    @property
+    def weight(self) -> WeightType:
+        """Type, device and shape of the first-order weight, for code that casts to them."""
+        some = next(self.parameters())
+        return WeightType(some.dtype, some.device, torch.Size(self._first_order_shape))
 
     @property
     def biases(self) -> bool | str:
@@ -176,10 +185,20 @@ class QuadraticLinear(QuadraticLayer):
         )
 
 
+def _from_geometry(name: str) -> Any:
+    return property(lambda layer: getattr(layer.geometry, name))
+
+
 class _QuadraticConv(QuadraticLayer):
     """Convolution of quadratic neurons; :class:`QuadraticConv2d` documents it."""
 
     dims: int
+    kernel_size = _from_geometry("kernel_size")
+    stride = _from_geometry("stride")
+    padding = _from_geometry("padding")
+    dilation = _from_geometry("dilation")
+    groups = _from_geometry("groups")
+    padding_mode = _from_geometry("padding_mode")
 
     def __init__(
         self,
