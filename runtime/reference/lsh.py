@@ -1,0 +1,176 @@
+"""NumPy reference of the hash tables and of the sampling of active neurons.
+
+The C++ core (``runtime/csrc/lsh``, ``runtime/csrc/train``) gives the same results bit for bit.
+Written for reading, not for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = [
+    "active_neurons",
+    "build",
+    "draw",
+    "dwta_codes",
+    "fold_bits",
+    "keys",
+    "permutation",
+    "random_bits",
+    "simhash_codes",
+]
+
+BIN = 8
+"""Coordinates of one DWTA bin."""
+
+CODE_BITS = {"simhash": 1, "dwta": 3}
+MAX_KEY_BITS = 20
+MAX_TABLES = 1024
+
+_PROBES = 64
+_BORROW_STREAM = 1 << 32
+_RESERVOIR_SEED = 0x7265736572766F69
+_SHARED_SEED = 0x7368617265642121
+_ROTATION_SEED = 0x726F746174696F6E
+_MASK = (1 << 64) - 1
+
+
+def mix_bits(x: int) -> int:
+    """Return the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) of 64 bits."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def random_bits(seed: int, stream: int, index: int) -> int:
+    """Return 64 random bits, a pure function of the arguments."""
+    return mix_bits(mix_bits(mix_bits(seed) ^ stream) ^ index)
+
+
+def below(bits: int, bound: int) -> int:
+    """Return a number in [0, bound) from 64 random bits."""
+    return ((bits >> 32) * bound) >> 32
+
+
+def permutation(size: int, count: int, seed: int, stream: int) -> list[int]:
+    """Return the first ``count`` of a random permutation of 0 … size - 1."""
+    order = list(range(size))
+    for i in range(count):
+        other = i + below(random_bits(seed, stream, i), size - i)
+        order[i], order[other] = order[other], order[i]
+    return order[:count]
+
+
+def simhash_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
+    """Return SimHash codes, int [n, functions] of 0 and 1, of float32 vectors [n, d]."""
+    dimension = vectors.shape[1]
+    terms = -(-dimension // 3)
+    codes = np.empty((len(vectors), functions), dtype=np.int64)
+    for f in range(functions):
+        total = np.zeros(len(vectors), dtype=np.float32)
+        for i, coordinate in enumerate(permutation(dimension, terms, seed, 2 * f)):
+            positive = random_bits(seed, 2 * f + 1, i) >> 63
+            total += vectors[:, coordinate] if positive else -vectors[:, coordinate]
+        codes[:, f] = total > 0
+    return codes
+
+
+def dwta_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
+    """Return DWTA codes, int [n, functions] below 8, of float32 vectors [n, d]."""
+    dimension = vectors.shape[1]
+    slots: list[int] = []
+    while len(slots) < functions * BIN:
+        slots += permutation(dimension, dimension, seed, len(slots) // dimension)
+    bins = vectors[:, np.array(slots[: functions * BIN]).reshape(functions, BIN)]
+    codes = bins.argmax(axis=2).astype(np.int64)
+    empty = (bins == 0).all(axis=2)
+    for row, f in zip(*empty.nonzero(), strict=True):
+        codes[row, f] = 0
+        for probe in range(_PROBES):
+            other = below(random_bits(seed, _BORROW_STREAM + int(f), probe), functions)
+            if not empty[row, other]:
+                codes[row, f] = codes[row, other]
+                break
+    return codes
+
+
+def fold_bits(rows: int, family: str, hashes: int) -> int:
+    """Return the bits of a key in tables over so many rows."""
+    return min(hashes * CODE_BITS[family], rows.bit_length() + 1, MAX_KEY_BITS)
+
+
+def keys(
+    vectors: np.ndarray, rows: int, family: str, tables: int, hashes: int, seed: int
+) -> np.ndarray:
+    """Return the keys, int [tables, n], of float32 vectors [n, d]."""
+    code_of = {"simhash": simhash_codes, "dwta": dwta_codes}[family]
+    codes = code_of(vectors, tables * hashes, seed).reshape(len(vectors), tables, hashes)
+    width = CODE_BITS[family]
+    bits = fold_bits(rows, family, hashes)
+    out = np.empty((tables, len(vectors)), dtype=np.int64)
+    for row, table in np.ndindex(len(vectors), tables):
+        key = 0
+        for code in codes[row, table].tolist():
+            key = key << width | code
+        folded = hashes * width > bits
+        out[table, row] = mix_bits(key) >> (64 - bits) if folded else key
+    return out
+
+
+def build(
+    row_keys: np.ndarray, bucket: int, policy: str, seed: int, generation: int
+) -> list[dict[int, list[int]]]:
+    """Return the buckets of each table, as key → rows, from keys [tables, rows]."""
+    tables: list[dict[int, list[int]]] = []
+    for table, own in enumerate(row_keys.tolist()):
+        buckets: dict[int, list[int]] = {}
+        seen: dict[int, int] = {}
+        for row, key in enumerate(own):
+            kept = buckets.setdefault(key, [])
+            before = seen.get(key, 0)
+            seen[key] = before + 1
+            if before < bucket:
+                kept.append(row)
+                continue
+            stream = generation * MAX_TABLES + table
+            random = random_bits(seed ^ _RESERVOIR_SEED, stream, row)
+            place = before % bucket if policy == "fifo" else below(random, before + 1)
+            if place < bucket:
+                kept[place] = row
+        tables.append(buckets)
+    return tables
+
+
+def draw(count: int, bound: int, seed: int, step: int) -> list[int]:
+    """Return the neurons that a batch shares: ``count`` distinct ones below ``bound``."""
+    taken: set[int] = set()
+    for last in range(bound - count, bound):
+        pick = below(random_bits(seed ^ _SHARED_SEED, step, last), last + 1)
+        taken.add(last if pick in taken else pick)
+    return sorted(taken)
+
+
+def active_neurons(
+    tables: list[dict[int, list[int]]],
+    query_keys: Sequence[int],
+    labels: Sequence[int],
+    active: int,
+    seed: int,
+    step: int,
+    example: int,
+) -> set[int]:
+    """Return the neurons that one example has of its own: its labels and LSH candidates."""
+    first = below(random_bits(seed ^ _ROTATION_SEED, step, example), len(tables))
+    counts: dict[int, int] = {}
+    for i in range(len(tables)):
+        table = (first + i) % len(tables)
+        for row in tables[table].get(query_keys[table], []):
+            counts[row] = counts.get(row, 0) + 1
+    own = set(labels)
+    room = max(active - len(own), 0)
+    # Dictionaries keep the order of first collision, and sorting keeps it among equals.
+    ranked = sorted((row for row in counts if row not in own), key=lambda row: -counts[row])
+    return own | set(ranked[:room])
