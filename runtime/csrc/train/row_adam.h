@@ -31,7 +31,7 @@ struct AdamMatrix {
 // flush(). Idle at steps s+1 … t, with learning rates a_k, dense Adam moves a weight by
 //   −m Σ a_k β1^(k−s) / (1−β1^k) / (√v · b_k + ε),  b_k = √(β2^(k−s) / (1−β2^k)).
 // The b_k vary slowly; a mean b is taken out of the sum, such that the result is exact both where
-// ε is negligible and where √v is.
+// ε is negligible and where √v is, and a fraction of a percent off where they are alike.
 class RowAdam {
  public:
   // After so many steps all rows catch up, which bounds the history that is kept.

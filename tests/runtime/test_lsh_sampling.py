@@ -1,0 +1,141 @@
+"""Which neurons a batch activates, against the NumPy reference and against probability."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile.errors import DataError
+from qcompile.runtime import _core
+from qcompile.runtime.reference import lsh as reference
+
+DIMENSION, TABLES, HASHES = 20, 12, 2
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def built(neurons, bucket=64, seed=3):
+    weight = normal(neurons, DIMENSION, seed=1)
+    core = _core.LshTables(DIMENSION, neurons, "dwta", TABLES, HASHES, bucket, "reservoir", seed)
+    core.build(weight)
+    return core, weight
+
+
+def sample(core, hidden, labels, neurons, active=10, negatives=5, seed=3, step=0, threads=1):
+    return _core.SparseSoftmax(
+        core, hidden, np.asarray(labels, np.int64), neurons, active, negatives, seed, step, threads
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    neurons=st.integers(2, 200),
+    examples=st.integers(1, 40),
+    width=st.integers(1, 4),
+    active=st.integers(1, 60),
+    negatives=st.integers(0, 250),
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 1000),
+)
+def test_the_reference_activates_the_same(neurons, examples, width, active, negatives, seed, step):
+    core, weight = built(neurons, bucket=7, seed=seed)
+    hidden = np.maximum(normal(examples, DIMENSION, seed=2), 0)
+    labels = np.random.default_rng(seed % 99).integers(-1, neurons, (examples, width))
+    labels[:, 0] = abs(labels[:, 0])
+    batch = sample(core, hidden, labels, neurons, active, negatives, seed, step, threads=2)
+    family = (neurons, "dwta", TABLES, HASHES, seed)
+    tables = reference.build(reference.keys(weight, *family), 7, "reservoir", seed, 0)
+    queries = reference.keys(hidden, *family)
+    everything = active >= neurons
+    shared = neurons if everything else min(negatives, neurons)
+    assert batch.shared.tolist() == reference.draw(shared, neurons, seed, step)
+    for e, own in enumerate(batch.own):
+        given = [label for label in labels[e].tolist() if label >= 0]
+        expected = set(given)
+        if not everything:
+            query = queries[:, e].tolist()
+            expected = reference.active_neurons(tables, query, given, active, seed, step, e)
+        assert own.tolist()[: len(set(given))] == list(dict.fromkeys(given))
+        assert len(own) == len(set(own.tolist()))
+        assert set(own.tolist()) == expected
+        outside = len(set(batch.shared.tolist()) - expected)
+        counts = (neurons - len(expected)) / outside if outside else 1
+        assert batch.correction[e] == pytest.approx(np.log(counts), abs=1e-6)
+
+
+def test_labels_come_first_whatever_the_cap():
+    core, _ = built(50)
+    labels = [[4, 9, 4, -1], [7, -1, -1, -1]]
+    batch = sample(core, normal(2, DIMENSION), labels, 50, active=1)
+    assert [own.tolist() for own in batch.own] == [[4, 9], [7]]
+
+
+def test_candidates_are_the_nearest_by_collisions():
+    core, weight = built(100)
+    batch = sample(core, weight[:20], np.full((20, 1), 99), 100, active=3)
+    # A neuron collides with its own weights in every table, so it is always found.
+    assert all(e in own.tolist() for e, own in enumerate(batch.own))
+
+
+def test_threads_do_not_matter_and_seeds_do():
+    core, weight = built(200)
+    hidden, labels = weight[:64], np.arange(64)[:, None]
+
+    def drawn(**options):
+        batch = sample(core, hidden, labels, 200, **options)
+        return batch.shared.tolist(), [own.tolist() for own in batch.own]
+
+    assert drawn(threads=1) == drawn(threads=2) == drawn(threads=5)
+    assert drawn(step=0) != drawn(step=1)
+    assert drawn(seed=3)[0] != drawn(seed=4)[0]
+
+
+def test_shared_neurons_are_drawn_uniformly():
+    hidden, labels = np.zeros((1, DIMENSION), np.float32), [[0]]
+    counts = np.zeros(30)
+    for step in range(3000):
+        batch = sample(None, hidden, labels, 30, active=1, negatives=6, step=step)
+        counts[batch.shared] += 1
+    deviation = np.sqrt(3000 * 0.2 * 0.8)
+    assert abs(counts - 600).max() < 5 * deviation
+
+
+def test_the_sum_of_exponentials_is_estimated_without_bias():
+    neurons = 60
+    core, weight = built(neurons)
+    hidden = normal(1, DIMENSION, seed=9) * 0.3
+    logits = (hidden @ weight.T)[0].astype(np.float64)
+    estimates = []
+    for step in range(3000):
+        batch = sample(core, hidden, [[5]], neurons, active=6, negatives=8, step=step)
+        log_prob = batch.forward(hidden, weight, None)[0]
+        estimates.append(np.exp(logits[5] - log_prob))
+    exact = np.exp(logits).sum()
+    error = np.std(estimates) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - exact) < 5 * error
+    assert error < 0.02 * exact
+
+
+def test_bad_arguments_are_refused():
+    core, weight = built(50)
+    hidden = weight[:2]
+    with pytest.raises(DataError, match="label 50 of example 1"):
+        sample(core, hidden, [[1], [50]], 50)
+    with pytest.raises(DataError, match="example 1 has no label"):
+        sample(core, hidden, [[1], [-1]], 50)
+    with pytest.raises(DataError, match="shape"):
+        sample(core, hidden, [[1]], 50)
+    with pytest.raises(DataError, match="rows"):
+        sample(core, hidden, [[1], [2]], 51)
+    with pytest.raises(DataError, match="hidden"):
+        sample(core, normal(2, 19), [[1], [2]], 50)
+    empty = _core.LshTables(DIMENSION, 50, "dwta", 2, 2, 8, "fifo", 0)
+    with pytest.raises(DataError, match="build"):
+        sample(empty, hidden, [[1], [2]], 50)
+    batch = sample(core, hidden, [[1], [2]], 50)
+    with pytest.raises(DataError, match="weight"):
+        batch.forward(hidden, weight[:49], None)
+    with pytest.raises(DataError, match="bias"):
+        batch.forward(hidden, weight, np.zeros(49, np.float32))
