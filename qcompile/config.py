@@ -20,6 +20,9 @@ FORMS = ("T1", "T1L", "T2", "T3", "T4", "T1_2", "T2_4", "Quadra")
 FAMILIES = ("simhash", "dwta")
 """Names of the locality-sensitive hash families."""
 
+_CODE_BITS = {"simhash": 1, "dwta": 3}
+_MOST_TABLES = 1024
+
 POLICIES = ("fifo", "reservoir")
 """What a full bucket does with one more neuron."""
 
@@ -97,7 +100,7 @@ class LSH:
         policy: ``reservoir`` or ``fifo``, for a bucket that is full.
         active: neurons that an example may activate, its labels included.
         negatives: uniformly drawn neurons, shared by a batch, corrected by their log-probability.
-        rehash: N₀, optimiser steps before the first re-hash.
+        rehash: N₀, training steps before the first re-hash.
         rehash_decay: λ ≥ 0; re-hash i follows the one before it by N₀·e^{λi} steps.
         seed: fixes hash functions and sampling.
         where: the output layer's qualified name or glob; ``None`` finds it.
@@ -129,6 +132,12 @@ class LSH:
             rehash=self.rehash,
             min_outputs=self.min_outputs,
         )
+        most_hashes = 63 // _CODE_BITS[self.family]  # codes of one table are packed into 64 bits
+        if self.hashes > most_hashes or self.tables > _MOST_TABLES:
+            raise ConfigurationError(
+                f"LSH: at most {most_hashes} hashes ({self.family}) and {_MOST_TABLES} tables, "
+                f"got hashes={self.hashes!r} and tables={self.tables!r}."
+            )
         if self.negatives < 0 or not 0 <= self.rehash_decay < 10:
             raise ConfigurationError(
                 f"LSH: negatives must be ≥ 0 and rehash_decay in [0, 10), "
