@@ -97,38 +97,30 @@ QC_AVX2 void transpose(const Dense& dense, int64_t first, int64_t end, float* pa
   }
 }
 
-template <int kQueries>
-QC_AVX2 void multiply_panel(const float* panel, int64_t depth, const DenseQuery* queries,
-                            float* sums) {
+// Queries at..at+3 of `together` with sixteen rows at a time: eight sums in registers.
+QC_AVX2 void multiply_four(const DensePanel& panel, int64_t together, int64_t at, float* sums) {
+  constexpr int kQueries = kQueryStep;
   for (int64_t lane = 0; lane < kPanelRows; lane += 2 * kWidth) {
     __m256 low[kQueries], high[kQueries];
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm256_setzero_ps();
-    for (int64_t j = 0; j < depth; ++j) {
-      const __m256 w0 = _mm256_loadu_ps(panel + j * kPanelRows + lane);
-      const __m256 w1 = _mm256_loadu_ps(panel + j * kPanelRows + lane + kWidth);
+    for (int64_t j = 0; j < panel.depth; ++j) {
+      const __m256 w0 = _mm256_loadu_ps(panel.rows + j * kPanelRows + lane);
+      const __m256 w1 = _mm256_loadu_ps(panel.rows + j * kPanelRows + lane + kWidth);
       for (int q = 0; q < kQueries; ++q) {
-        const __m256 x = _mm256_broadcast_ss(queries[q].x + j);
+        const __m256 x = _mm256_broadcast_ss(panel.queries + j * together + at + q);
         low[q] = _mm256_fmadd_ps(w0, x, low[q]);
         high[q] = _mm256_fmadd_ps(w1, x, high[q]);
       }
     }
     for (int q = 0; q < kQueries; ++q) {
-      _mm256_storeu_ps(sums + q * kPanelRows + lane, low[q]);
-      _mm256_storeu_ps(sums + q * kPanelRows + lane + kWidth, high[q]);
+      _mm256_storeu_ps(sums + (at + q) * kPanelRows + lane, low[q]);
+      _mm256_storeu_ps(sums + (at + q) * kPanelRows + lane + kWidth, high[q]);
     }
   }
 }
 
-QC_AVX2 void multiply(const float* panel, int64_t depth, const DenseQuery* queries, int64_t count,
-                      float* sums) {
-  int64_t q = 0;
-  for (; q + 6 <= count; q += 6) {
-    multiply_panel<6>(panel, depth, queries + q, sums + q * kPanelRows);
-  }
-  for (; q + 2 <= count; q += 2) {
-    multiply_panel<2>(panel, depth, queries + q, sums + q * kPanelRows);
-  }
-  if (q < count) multiply_panel<1>(panel, depth, queries + q, sums + q * kPanelRows);
+QC_AVX2 void multiply(const DensePanel& panel, int64_t together, float* sums) {
+  for (int64_t at = 0; at < together; at += kQueryStep) multiply_four(panel, together, at, sums);
 }
 
 }  // namespace

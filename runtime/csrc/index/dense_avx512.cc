@@ -97,15 +97,14 @@ QC_AVX512 void transpose(const Dense& dense, int64_t first, int64_t end, float* 
 }
 
 template <int kQueries>
-QC_AVX512 void multiply_panel(const float* panel, int64_t depth, const DenseQuery* queries,
-                              float* sums) {
+QC_AVX512 void multiply_panel(const DensePanel& panel, float* sums) {
   __m512 low[kQueries], high[kQueries];
   for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm512_setzero_ps();
-  for (int64_t j = 0; j < depth; ++j) {
-    const __m512 w0 = _mm512_loadu_ps(panel + j * kPanelRows);
-    const __m512 w1 = _mm512_loadu_ps(panel + j * kPanelRows + kWidth);
+  for (int64_t j = 0; j < panel.depth; ++j) {
+    const __m512 w0 = _mm512_loadu_ps(panel.rows + j * kPanelRows);
+    const __m512 w1 = _mm512_loadu_ps(panel.rows + j * kPanelRows + kWidth);
     for (int q = 0; q < kQueries; ++q) {
-      const __m512 x = _mm512_set1_ps(queries[q].x[j]);
+      const __m512 x = _mm512_set1_ps(panel.queries[j * kQueries + q]);
       low[q] = _mm512_fmadd_ps(w0, x, low[q]);
       high[q] = _mm512_fmadd_ps(w1, x, high[q]);
     }
@@ -116,16 +115,10 @@ QC_AVX512 void multiply_panel(const float* panel, int64_t depth, const DenseQuer
   }
 }
 
-QC_AVX512 void multiply(const float* panel, int64_t depth, const DenseQuery* queries, int64_t count,
-                        float* sums) {
-  int64_t q = 0;
-  for (; q + 12 <= count; q += 12) {
-    multiply_panel<12>(panel, depth, queries + q, sums + q * kPanelRows);
-  }
-  for (; q + 4 <= count; q += 4) {
-    multiply_panel<4>(panel, depth, queries + q, sums + q * kPanelRows);
-  }
-  for (; q < count; ++q) multiply_panel<1>(panel, depth, queries + q, sums + q * kPanelRows);
+QC_AVX512 void multiply(const DensePanel& panel, int64_t together, float* sums) {
+  if (together == 12) return multiply_panel<12>(panel, sums);
+  if (together == 8) return multiply_panel<8>(panel, sums);
+  multiply_panel<4>(panel, sums);
 }
 
 }  // namespace

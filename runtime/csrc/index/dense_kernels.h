@@ -8,15 +8,25 @@
 
 namespace qcompile {
 
+// Rows and queries that are multiplied in registers.
+struct DensePanel {
+  const float* rows;     // [depth, kPanelRows]
+  const float* queries;  // [depth, together], the queries' coordinates side by side
+  int64_t depth;
+};
+
 struct DenseKernels {
   // Rows of one query, one after the other.
   void (*rows)(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end);
   // weight rows [first, first + 32) into panel [depth, 32]; rows from `end` on are zero.
   void (*transpose)(const Dense& dense, int64_t first, int64_t end, float* panel);
-  // panel times queries into sums [count, 32].
-  void (*multiply)(const float* panel, int64_t depth, const DenseQuery* queries, int64_t count,
-                   float* sums);
+  // Products of all rows and queries of a panel, into sums [together, kPanelRows].
+  void (*multiply)(const DensePanel& panel, int64_t together, float* sums);
 };
+
+// Queries of one panel at most; fewer are padded with zeros to a multiple of kQueryStep.
+inline constexpr int64_t kPanelQueriesMost = 12;
+inline constexpr int64_t kQueryStep = 4;
 
 extern const DenseKernels kDenseScalar;
 extern const DenseKernels kDenseAvx2;

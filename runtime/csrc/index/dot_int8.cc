@@ -19,7 +19,7 @@ DotKernel dot_kernel(Isa isa, int64_t count) {
 
 void dot_int8_scalar(const DotTile& tile, int32_t* dots) {
   for (int64_t query = 0; query < tile.count; ++query) {
-    const uint8_t* x = tile.queries + query * tile.steps * kBlockDepth;
+    const uint8_t* x = tile.queries + query * tile.stride;
     for (int64_t block = 0; block < tile.blocks; ++block) {
       const int8_t* rows = tile.rows + block * tile.steps * kStepBytes;
       int32_t* out = dots + (query * tile.blocks + block) * kBlockRows;

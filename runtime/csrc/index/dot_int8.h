@@ -15,7 +15,8 @@ struct DotTile {
   const BlockFigures* figures;  // of those blocks
   int64_t blocks;
   int64_t steps;           // step_count(depth)
-  const uint8_t* queries;  // encoded, 4 * steps bytes each, one after the other
+  const uint8_t* queries;  // encoded, 4 * steps bytes each
+  int64_t stride;          // bytes from one query to the next
   int64_t count;
 };
 

@@ -23,23 +23,24 @@ QC_AVX2 inline __m256i broadcast(const uint8_t* x) {
 }
 
 template <int kQueries>
-QC_AVX2 void block_of_rows(const int8_t* rows, const uint8_t* x, int64_t steps, int64_t stride,
-                           int32_t* out) {
+QC_AVX2 void block_of_rows(const DotTile& tile, int64_t query, int64_t block, int32_t* dots) {
+  const int8_t* rows = tile.rows + block * tile.steps * kStepBytes;
+  const uint8_t* x = tile.queries + query * tile.stride;
+  int32_t* out = dots + (query * tile.blocks + block) * kBlockRows;
   Sums sums[kQueries];
   for (int q = 0; q < kQueries; ++q) sums[q] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  const int64_t width = steps * kBlockDepth;
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; step < tile.steps; ++step) {
     const auto* source = reinterpret_cast<const __m256i*>(rows + step * kStepBytes);
     const __m256i low = _mm256_loadu_si256(source), high = _mm256_loadu_si256(source + 1);
     const __m256i low_size = _mm256_abs_epi8(low), high_size = _mm256_abs_epi8(high);
     for (int q = 0; q < kQueries; ++q) {
-      const __m256i four = broadcast(x + q * width + step * kBlockDepth);
+      const __m256i four = broadcast(x + q * tile.stride + step * kBlockDepth);
       sums[q].low = multiply_add(sums[q].low, low, low_size, four);
       sums[q].high = multiply_add(sums[q].high, high, high_size, four);
     }
   }
   for (int q = 0; q < kQueries; ++q) {
-    auto* target = reinterpret_cast<__m256i*>(out + q * stride);
+    auto* target = reinterpret_cast<__m256i*>(out + q * tile.blocks * kBlockRows);
     _mm256_storeu_si256(target, sums[q].low);
     _mm256_storeu_si256(target + 1, sums[q].high);
   }
@@ -49,19 +50,12 @@ QC_AVX2 void block_of_rows(const int8_t* rows, const uint8_t* x, int64_t steps, 
 
 QC_AVX2 void dot_int8_avx2(const DotTile& tile, int32_t* dots) {
   constexpr int kTogether = 4;
-  const int64_t width = tile.steps * kBlockDepth, stride = tile.blocks * kBlockRows;
   for (int64_t block = 0; block < tile.blocks; ++block) {
-    const int8_t* rows = tile.rows + block * tile.steps * kStepBytes;
-    int32_t* out = dots + block * kBlockRows;
     int64_t query = 0;
     for (; query + kTogether <= tile.count; query += kTogether) {
-      block_of_rows<kTogether>(rows, tile.queries + query * width, tile.steps, stride,
-                               out + query * stride);
+      block_of_rows<kTogether>(tile, query, block, dots);
     }
-    for (; query < tile.count; ++query) {
-      block_of_rows<1>(rows, tile.queries + query * width, tile.steps, stride,
-                       out + query * stride);
-    }
+    for (; query < tile.count; ++query) block_of_rows<1>(tile, query, block, dots);
   }
 }
 

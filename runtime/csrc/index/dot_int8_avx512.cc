@@ -16,9 +16,9 @@ QC_AVX512 inline __m512i broadcast(const uint8_t* x) {
 
 template <int kQueries, int kBlocks>
 QC_AVX512 void tile_of(const DotTile& tile, int64_t query, int64_t block, int32_t* dots) {
-  const int64_t width = tile.steps * kBlockDepth, bytes = tile.steps * kStepBytes;
+  const int64_t bytes = tile.steps * kStepBytes;
   const int8_t* rows = tile.rows + block * bytes;
-  const uint8_t* x = tile.queries + query * width;
+  const uint8_t* x = tile.queries + query * tile.stride;
   __m512i sums[kQueries][kBlocks];
   for (int b = 0; b < kBlocks; ++b) {
     const __m512i start = _mm512_load_si512(tile.figures[block + b].correction);
@@ -33,7 +33,7 @@ QC_AVX512 void tile_of(const DotTile& tile, int64_t query, int64_t block, int32_
       if constexpr (kQueries == 1) __builtin_prefetch(at + kBlocks * bytes);
     }
     for (int q = 0; q < kQueries; ++q) {
-      const __m512i four = broadcast(x + q * width + step * kBlockDepth);
+      const __m512i four = broadcast(x + q * tile.stride + step * kBlockDepth);
       for (int b = 0; b < kBlocks; ++b) {
         sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], four, values[b]);
       }

@@ -27,9 +27,9 @@ QC_INLINE float exponential(float x) {
   p = __builtin_fmaf(p, r, 0.5f);
   p = __builtin_fmaf(p, r, 1.0f);
   p = __builtin_fmaf(p, r, 1.0f);
-  const auto exponent = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kMagic) + 127;
-  const float power = std::bit_cast<float>(exponent << 23);
-  return x < kLeast ? 0.0f : p * power;
+  // The low bits of `shifted` are n; adding it to the exponent of p multiplies p by 2^n.
+  const uint32_t bits = std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23);
+  return x < kLeast ? 0.0f : std::bit_cast<float>(bits);
 }
 
 QC_INLINE WeightedSums exponentials_body(float* values, int64_t count, float shift,
@@ -45,7 +45,7 @@ QC_INLINE WeightedSums exponentials_body(float* values, int64_t count, float shi
         const float e = exponential(values[i + lane] - shift);
         values[i + lane] = e;
         plain[lane] += e;
-        weighted[lane] += e * weight;
+        weighted[lane] = __builtin_fmaf(e, weight, weighted[lane]);
       }
     }
     for (int lane = 0; i < end; ++lane, ++i) {

@@ -65,6 +65,9 @@ Head::Head(const Dense& dense, const Packed& packed, const Executor& executor)
     block_error_.push_back(*std::ranges::max_element(figures.error));
     block_norm_.push_back(*std::ranges::max_element(figures.norm));
   }
+  // Whole vectors of them may be read.
+  block_error_.resize(figures_.size() + kBlockRows);
+  block_norm_.resize(figures_.size() + kBlockRows);
 }
 
 }  // namespace qcompile

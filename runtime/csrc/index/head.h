@@ -51,9 +51,9 @@ class Head {
     return packed_ + index * step_count(depth()) * kStepBytes;
   }
   const BlockFigures* figures(int64_t block) const { return figures_.data() + block; }
-  // The greatest error and norm of a block's rows.
-  float block_error(int64_t block) const { return block_error_[static_cast<size_t>(block)]; }
-  float block_norm(int64_t block) const { return block_norm_[static_cast<size_t>(block)]; }
+  // The greatest error and norm of a block's rows, block after block, and zeros after the last.
+  const float* block_errors(int64_t block) const { return block_error_.data() + block; }
+  const float* block_norms(int64_t block) const { return block_norm_.data() + block; }
 
  private:
   Dense dense_;

@@ -25,12 +25,12 @@ void seed(const ScoreTile& tile, const float* widths, Collector& collector, Isa 
 }  // namespace
 
 void QueryGroup::encode(const Head& head, const float* hidden, int64_t count, Isa isa) {
-  width_ = step_count(head.depth()) * kBlockDepth;
+  lines_ = ceil_div(step_count(head.depth()) * kBlockDepth, sizeof(Line));
   queries_.resize(static_cast<size_t>(count));
-  values_.resize(static_cast<size_t>(count * width_));
+  values_.resize(static_cast<size_t>(count * lines_));
   for (int64_t i = 0; i < count; ++i) {
-    queries_[static_cast<size_t>(i)] =
-        qcompile::encode(hidden + i * head.depth(), head.depth(), values_.data() + i * width_, isa);
+    queries_[i] =
+        qcompile::encode(hidden + i * head.depth(), head.depth(), values_[i * lines_].bytes, isa);
   }
 }
 
@@ -44,15 +44,16 @@ int64_t tile_count(const Head& head) { return ceil_div(block_count(head.rows()),
 
 void tile_dots(const Head& head, const TileRows& tile, const QueryGroup& group, int64_t first,
                int64_t count, int32_t* dots, Isa isa) {
-  const DotTile work{head.block(tile.block),   head.figures(tile.block), tile.blocks,
-                     step_count(head.depth()), group.values(first),      count};
+  const DotTile work{
+      head.block(tile.block), head.figures(tile.block), tile.blocks, step_count(head.depth()),
+      group.values(first),    group.stride(),           count};
   dot_kernel(isa, count)(work, dots);
 }
 
 void tile_widths(const Head& head, const TileRows& tile, const Query& query, float* widths) {
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    widths[b] = query.width(head.block_error(tile.block + b), head.block_norm(tile.block + b));
-  }
+  const float* errors = head.block_errors(tile.block);
+  const float* norms = head.block_norms(tile.block);
+  for (int64_t b = 0; b < kTileBlocks; ++b) widths[b] = query.width(errors[b], norms[b]);
 }
 
 void collect_tile(const Head& head, const TileRows& tile, const int32_t* dots, const Query& query,
@@ -62,7 +63,7 @@ void collect_tile(const Head& head, const TileRows& tile, const int32_t* dots, c
   tile_widths(head, tile, query, widths);
   if (collector.unset()) seed(work, widths, collector, isa);
   const float least = collector.threshold();
-  for (int64_t b = 0; b < tile.blocks; ++b) {
+  for (int64_t b = 0; b < kTileBlocks; ++b) {
     bars[b] = least - widths[b] - slack(least, widths[b]);
   }
   uint32_t bits[kTileBlocks];
@@ -96,13 +97,12 @@ void score_tile(const Head& head, const TileRows& tile, const int32_t* dots, con
 
 void select_rows(const Head& head, const TileRows& tile, const float* scores,
                  const TilePeaks& peaks, const Query& query, float least,
-                 std::vector<int32_t>& chosen) {
+                 std::vector<int32_t>& chosen, Isa isa) {
   const float bar = least - slack(least, peaks.width);
-  for (int64_t i = 0; i < kTilePeaks; ++i) {
-    if (peaks.upper[i] < bar) continue;
-    const int lane = static_cast<int>(i % kBlockRows);
-    for (int64_t b = i / kBlockRows * kPeakBlocks; b < tile.blocks; ++b) {
-      if (b >= (i / kBlockRows + 1) * kPeakBlocks) break;
+  for (uint64_t bits = kernels(isa).peaks_reach(peaks.upper, bar); bits != 0; bits &= bits - 1) {
+    const int peak = std::countr_zero(bits), lane = peak % kBlockRows;
+    const int64_t first = peak / kBlockRows * kPeakBlocks;
+    for (int64_t b = first; b < std::min(first + kPeakBlocks, tile.blocks); ++b) {
       const int64_t row = b * kBlockRows + lane;
       if (row >= tile.rows) break;
       const BlockFigures& figures = *head.figures(tile.block + b);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "core/isa.h"
@@ -19,14 +20,19 @@ inline constexpr int64_t kParallelWork = int64_t{1} << 22;
 class QueryGroup {
  public:
   void encode(const Head& head, const float* hidden, int64_t count, Isa isa);
-  int64_t size() const { return static_cast<int64_t>(queries_.size()); }
+  int64_t size() const { return std::ssize(queries_); }
   const Query& operator[](int64_t index) const { return queries_[static_cast<size_t>(index)]; }
-  const uint8_t* values(int64_t index) const { return values_.data() + index * width_; }
+  const uint8_t* values(int64_t index) const { return values_[index * lines_].bytes; }
+  int64_t stride() const { return lines_ * sizeof(Line); }
 
  private:
-  int64_t width_ = 0;
+  // Queries start at cache lines: tile registers are loaded line by line.
+  struct alignas(64) Line {
+    uint8_t bytes[64];
+  };
+  int64_t lines_ = 0;  // of one query
   std::vector<Query> queries_;
-  std::vector<uint8_t> values_;
+  std::vector<Line> values_;
 };
 
 // Rows [first, first + rows) of a layer, blocks [block, block + blocks).
@@ -63,9 +69,10 @@ void score_tile(const Head& head, const TileRows& tile, const int32_t* dots, con
 // Appends to `chosen` the tile's rows whose final score may reach `least`.
 void select_rows(const Head& head, const TileRows& tile, const float* scores,
                  const TilePeaks& peaks, const Query& query, float least,
-                 std::vector<int32_t>& chosen);
+                 std::vector<int32_t>& chosen, Isa isa);
 
-// How far final scores may be from approximate ones, block by block, but for 2^-21 of the score.
+// How far final scores may be from approximate ones, but for 2^-21 of the score: widths
+// [kTileBlocks], one for each block.
 void tile_widths(const Head& head, const TileRows& tile, const Query& query, float* widths);
 
 }  // namespace qcompile

@@ -67,8 +67,17 @@ QC_AVX2 float scores(const ScoreTile& tile, const float* widths, float* scores, 
   return result;
 }
 
+QC_AVX2 uint64_t peaks_reach(const float* peaks, float bar) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < kTilePeaks; i += kWidth) {
+    const __m256 kept = _mm256_cmp_ps(_mm256_loadu_ps(peaks + i), _mm256_set1_ps(bar), _CMP_NLT_UQ);
+    bits |= static_cast<uint64_t>(_mm256_movemask_ps(kept)) << i;
+  }
+  return bits;
+}
+
 }  // namespace
 
-const ScanKernels kScanAvx2{reach, low_peaks, scores};
+const ScanKernels kScanAvx2{reach, low_peaks, scores, peaks_reach};
 
 }  // namespace qcompile

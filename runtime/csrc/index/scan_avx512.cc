@@ -54,8 +54,17 @@ QC_AVX512 float scores(const ScoreTile& tile, const float* widths, float* scores
   return _mm512_reduce_max_ps(best);
 }
 
+QC_AVX512 uint64_t peaks_reach(const float* peaks, float bar) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < kTilePeaks; i += kBlockRows) {
+    const __m512 values = _mm512_loadu_ps(peaks + i);
+    bits |= uint64_t{_mm512_cmp_ps_mask(values, _mm512_set1_ps(bar), _CMP_NLT_UQ)} << i;
+  }
+  return bits;
+}
+
 }  // namespace
 
-const ScanKernels kScanAvx512{reach, low_peaks, scores};
+const ScanKernels kScanAvx512{reach, low_peaks, scores, peaks_reach};
 
 }  // namespace qcompile

@@ -14,10 +14,11 @@ namespace qcompile {
 // together fit the first-level cache.
 inline constexpr int64_t kTileBlocks = 16;
 inline constexpr int64_t kTileRows = kTileBlocks * kBlockRows;
-inline constexpr int64_t kTileQueries = 16;
+inline constexpr int64_t kTileQueries = 32;
 // Blocks whose rows share a peak, lane by lane.
 inline constexpr int64_t kPeakBlocks = 4;
 inline constexpr int64_t kTilePeaks = kTileRows / kPeakBlocks;
+static_assert(kTilePeaks == 64, "one bit of a word for each");
 
 // Dot products of one query with the rows of up to kTileBlocks blocks.
 struct ScoreTile {
@@ -36,6 +37,8 @@ struct ScanKernels {
   // Writes scores [blocks * 16], and into peaks the greatest of score + widths[block]. Returns the
   // greatest of score - widths[block].
   float (*scores)(const ScoreTile& tile, const float* widths, float* scores, float* peaks);
+  // Bits of the peaks [kTilePeaks] that are not below `bar`.
+  uint64_t (*peaks_reach)(const float* peaks, float bar);
 };
 
 extern const ScanKernels kScanScalar;

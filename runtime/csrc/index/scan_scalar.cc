@@ -50,8 +50,14 @@ float scores(const ScoreTile& tile, const float* widths, float* scores, float* p
   return best;
 }
 
+uint64_t peaks_reach(const float* peaks, float bar) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < kTilePeaks; ++i) bits |= uint64_t{!(peaks[i] < bar)} << i;
+  return bits;
+}
+
 }  // namespace
 
-const ScanKernels kScanScalar{reach, low_peaks, scores};
+const ScanKernels kScanScalar{reach, low_peaks, scores, peaks_reach};
 
 }  // namespace qcompile

@@ -17,14 +17,18 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
 constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
 constexpr int64_t kPieceTiles = 16;       // tiles that one task handles
-constexpr int64_t kRescoredShare = 16;    // dense if more than 1 / 16 of a piece is rescored
+// Queries with more probable rows than this are computed densely: kRescoredRows, and one in so many
+// of all. Dense scores of several queries cost less each than those of one.
+constexpr int64_t kRescoredRows = 16;
+constexpr int64_t kShareOfFew = 16;
+constexpr int64_t kShareOfMany = 128;
+constexpr int64_t kProbe = 8;  // queries that are scanned before the others
 
 // A run of rows of one query.
 struct Piece {
   std::vector<int32_t> rows;  // rescored
   std::vector<float> scores;  // theirs, later their exponentials
   WeightedSums tail{0, 0};    // of the other rows' exponentials, and of their possible changes
-  bool flat = false;
 };
 
 // Buffers of one call, kept by the calling thread.
@@ -53,8 +57,11 @@ class Scan {
     w_.greatest.assign(static_cast<size_t>(count), -kInfinity);
     w_.total.assign(static_cast<size_t>(count), 0);
     executor_.run(parts_, [&](int64_t part) { scan(part); });
-    executor_.run(count * parts_, [&](int64_t i) { rescore(i / parts_, i % parts_); });
-    for (int64_t q = 0; q < count; ++q) done[q] = find_greatest(q);
+    executor_.run(count, [&](int64_t q) { done[q] = select(q); });
+    executor_.run(count * parts_, [&](int64_t i) {
+      if (done[i / parts_]) rescore(i / parts_, i % parts_);
+    });
+    for (int64_t q = 0; q < count; ++q) done[q] = done[q] && find_greatest(q);
     executor_.run(count * parts_, [&](int64_t i) {
       if (done[i / parts_]) exponentiate(i / parts_, i % parts_);
     });
@@ -92,22 +99,31 @@ class Scan {
     }
   }
 
+  // Finds the rows that may be probable. False if there are so many that computing all scores is
+  // no more work.
+  bool select(int64_t query) {
+    if (!w_.group[query].finite) return false;
+    float best = -kInfinity;
+    for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
+    const int64_t share = w_.group.size() < kPanelQueries ? kShareOfFew : kShareOfMany;
+    int64_t room = kRescoredRows + head_.rows() / share;
+    for (int64_t part = 0; part < parts_ && room >= 0; ++part) {
+      std::vector<int32_t>& rows = piece(query, part).rows;
+      rows.clear();
+      for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
+        const TileRows tile(head_, t);
+        select_rows(head_, tile, row(query) + tile.first, peaks(query, t), w_.group[query],
+                    best + kLogLeast, rows, isa_);
+      }
+      room -= std::ssize(rows);
+    }
+    return room >= 0;
+  }
+
   // Computes exactly what may be probable, and takes it out of the row for now.
   void rescore(int64_t query, int64_t part) {
     Piece& p = piece(query, part);
-    p.rows.clear();
     p.scores.clear();
-    p.flat = !w_.group[query].finite;
-    if (p.flat) return;
-    float best = -kInfinity;
-    for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
-    for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
-      const TileRows tile(head_, t);
-      select_rows(head_, tile, row(query) + tile.first, peaks(query, t), w_.group[query],
-                  best + kLogLeast, p.rows);
-    }
-    p.flat = static_cast<int64_t>(p.rows.size()) * kRescoredShare > head_.rows();
-    if (p.flat) return;
     thread_local std::vector<double> x;
     const float* hidden = hidden_ + query * head_.depth();
     x.assign(hidden, hidden + head_.depth());
@@ -121,9 +137,7 @@ class Scan {
   bool find_greatest(int64_t query) {
     float& best = w_.greatest[static_cast<size_t>(query)];
     for (int64_t part = 0; part < parts_; ++part) {
-      const Piece& p = piece(query, part);
-      if (p.flat) return false;
-      for (float score : p.scores) best = std::max(best, score);
+      for (float score : piece(query, part).scores) best = std::max(best, score);
     }
     return std::isfinite(best);
   }
@@ -212,15 +226,22 @@ void linear_softmax(const Head& head, const float* hidden, int64_t count, float*
          workspace)
         .run(group, done + first);
   };
-  if (head.packed()) {
-    // Threads take groups of queries if there are enough of them, else parts of the rows.
-    const int64_t threads = used.threads();
-    const int64_t groups = ceil_div(ceil_div(count, kTileQueries), threads) * threads;
-    const int64_t size = count >= 4 * groups ? ceil_div(count, groups) : kTileQueries;
-    const bool outer = threads > 1 && count >= 4 * groups;
+  // Threads take groups of queries if there are enough of them, else parts of the rows.
+  const auto scan_groups = [&](int64_t first) {
+    const int64_t rest = count - first, threads = used.threads();
+    const int64_t groups = ceil_div(ceil_div(rest, kTileQueries), threads) * threads;
+    const bool outer = threads > 1 && rest >= 4 * groups;
+    const int64_t size = outer ? ceil_div(rest, groups) : kTileQueries;
     const Executor& inner = outer ? static_cast<const Executor&>(serial) : used;
-    const auto group = [&](int64_t i) { scan(i * size, std::min(size, count - i * size), inner); };
-    (outer ? used : static_cast<const Executor&>(serial)).run(ceil_div(count, size), group);
+    const Executor& taken = outer ? used : static_cast<const Executor&>(serial);
+    taken.run(ceil_div(rest, size),
+              [&](int64_t i) { scan(first + i * size, std::min(size, rest - i * size), inner); });
+  };
+  if (head.packed()) {
+    // A few queries tell whether the others are worth a scan: flat distributions come together.
+    const int64_t probe = count > 2 * kProbe ? kProbe : count;
+    scan(0, probe, used);
+    if (2 * std::count(done, done + probe, 1) >= probe) scan_groups(probe);
   }
   thread_local std::vector<DenseQuery> flat;
   flat.clear();
