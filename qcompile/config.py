@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ FAMILIES = ("simhash", "dwta")
 
 _CODE_BITS = {"simhash": 1, "dwta": 3}
 _MOST_TABLES = 1024
+_BUCKET_ROWS = 40
 
 POLICIES = ("fifo", "reservoir")
 """What a full bucket does with one more neuron."""
@@ -95,7 +97,8 @@ class LSH:
     Args:
         family: ``simhash`` or ``dwta`` (SLIDE, MLSys 2020, section 3).
         tables: L, the number of hash tables.
-        hashes: K, the hash codes that make one table's key.
+        hashes: K, the hash codes that make one table's key; ``None`` takes as many as leave
+            some forty neurons in a bucket.
         bucket: neurons that one bucket holds.
         policy: ``reservoir`` or ``fifo``, for a bucket that is full.
         active: neurons that an example may activate, its labels included.
@@ -109,10 +112,10 @@ class LSH:
 
     family: Literal["simhash", "dwta"] = "dwta"
     tables: int = 50
-    hashes: int = 6
+    hashes: int | None = None
     bucket: int = 128
     policy: Literal["fifo", "reservoir"] = "reservoir"
-    active: int = 1024
+    active: int = 128
     negatives: int = 512
     rehash: int = 50
     rehash_decay: float = 0.1
@@ -126,14 +129,14 @@ class LSH:
         _positive(
             "LSH",
             tables=self.tables,
-            hashes=self.hashes,
+            hashes=1 if self.hashes is None else self.hashes,
             bucket=self.bucket,
             active=self.active,
             rehash=self.rehash,
             min_outputs=self.min_outputs,
         )
         most_hashes = 63 // _CODE_BITS[self.family]  # codes of one table are packed into 64 bits
-        if self.hashes > most_hashes or self.tables > _MOST_TABLES:
+        if (self.hashes or 1) > most_hashes or self.tables > _MOST_TABLES:
             raise ConfigurationError(
                 f"LSH: at most {most_hashes} hashes ({self.family}) and {_MOST_TABLES} tables, "
                 f"got hashes={self.hashes!r} and tables={self.tables!r}."
@@ -143,3 +146,9 @@ class LSH:
                 f"LSH: negatives must be ≥ 0 and rehash_decay in [0, 10), "
                 f"got {self.negatives!r} and {self.rehash_decay!r}."
             )
+
+    def hashes_for(self, neurons: int) -> int:
+        """Return K for a layer of so many neurons."""
+        if self.hashes is not None:
+            return self.hashes
+        return max(1, round(math.log2(neurons / _BUCKET_ROWS) / _CODE_BITS[self.family]))

@@ -94,8 +94,9 @@ class HashTables:
         threads = torch.get_num_threads()
         if self._core is None:
             c = self._config
+            hashes = c.hashes_for(self._shape[1])
             self._core = _core.LshTables(
-                *self._shape, c.family, c.tables, c.hashes, c.bucket, c.policy, c.seed
+                *self._shape, c.family, c.tables, hashes, c.bucket, c.policy, c.seed
             )
         self._core.build(weight, self._builds, threads)
         self._builds += 1

@@ -244,7 +244,7 @@ class LSHLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, family={c.family}, tables={c.tables}, "
-            f"hashes={c.hashes}, active={c.active}, negatives={c.negatives}"
+            f"hashes={c.hashes_for(self.out_features)}, active={c.active}, negatives={c.negatives}"
         )
 
 

@@ -60,11 +60,14 @@ def test_idle_rows_end_where_dense_adam_moves_them(shape, betas, scale):
     assert (late - exact).abs().max().item() < tolerance * moved + 1e-6
 
 
-def test_idle_rows_see_the_learning_rates_they_missed():
+@pytest.mark.parametrize("cycles", [False, True])
+def test_idle_rows_see_the_rates_they_missed(cycles):
     late, exact = start(), start(dtype=torch.float64)
     optimizers = Adam([late], lr=0.1), torch.optim.Adam([exact], lr=0.1)
     for dense, (optimizer, parameter) in enumerate(zip(optimizers, (late, exact), strict=True)):
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        if cycles:  # of the learning rate and of the first decay
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=41)
         for step in range(40):
             train(optimizer, parameter, 1, bool(dense), start=step)
             schedule.step()

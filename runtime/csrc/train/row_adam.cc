@@ -11,10 +11,6 @@ namespace {
 
 constexpr int64_t kRowGrain = 64;
 
-bool same_decay(const AdamRates& a, const AdamRates& b) {
-  return a.beta1 == b.beta1 && a.beta2 == b.beta2 && a.epsilon == b.epsilon;
-}
-
 GradientStep gradient_step(const AdamRates& rates, int64_t step) {
   const double first = 1.0 - std::pow(rates.beta1, static_cast<double>(step));
   const double second = 1.0 - std::pow(rates.beta2, static_cast<double>(step));
@@ -40,22 +36,22 @@ RowAdam::RowAdam(int64_t rows, int64_t steps) : base_(steps), taken_(rows) {}
 std::vector<IdleStep> RowAdam::idle_steps(int64_t until) const {
   std::vector<IdleStep> table(1);
   if (until == 0) return table;
-  const AdamRates& decay = history_.back();
-  const double ratio = decay.beta1 / std::sqrt(decay.beta2);
   double plain = 0;   // Σ a_k β1^(k−s) / (1−β1^k)
   double scaled = 0;  // the same terms over b_k
   double first = 1;
   double second = 1;
   for (int64_t s = until - 1; s >= 0; --s) {
+    const AdamRates& rates = history_[s];
     const double k = static_cast<double>(base_ + s + 1);
-    const double rate = history_[s].learning_rate / (1.0 - std::pow(decay.beta1, k));
-    plain = decay.beta1 * (rate + plain);
-    scaled = ratio * (rate * std::sqrt(1.0 - std::pow(decay.beta2, k)) + scaled);
-    first *= decay.beta1;
-    second *= decay.beta2;
+    const double rate = rates.learning_rate / (1.0 - std::pow(rates.beta1, k));
+    const double root = std::sqrt(1.0 - std::pow(rates.beta2, k));
+    plain = rates.beta1 * (rate + plain);
+    scaled = rates.beta1 / std::sqrt(rates.beta2) * (rate * root + scaled);
+    first *= rates.beta1;
+    second *= rates.beta2;
     table.push_back({.sum = static_cast<float>(plain),
                      .spread = scaled > 0 ? static_cast<float>(plain / scaled) : 1.0f,
-                     .epsilon = static_cast<float>(decay.epsilon),
+                     .epsilon = static_cast<float>(rates.epsilon),
                      .first_decay = static_cast<float>(first),
                      .second_decay = static_cast<float>(second)});
   }
@@ -66,7 +62,9 @@ void RowAdam::step(const AdamMatrix& matrix, std::span<const int64_t> ids, const
                    const AdamRates& rates, const Executor& executor) {
   const Groups groups = group_positions(ids, rows());
   const bool full = static_cast<int64_t>(history_.size()) >= kFlushAfter;
-  if (full || (!history_.empty() && !same_decay(rates, history_.back()))) flush(matrix, executor);
+  // A catch-up has one epsilon for all its steps; it is the only rate that may not vary.
+  const bool changed = !history_.empty() && rates.epsilon != history_.back().epsilon;
+  if (full || changed) flush(matrix, executor);
   const std::vector<IdleStep> idle = idle_steps(static_cast<int64_t>(history_.size()));
   history_.push_back(rates);
   const int32_t now = static_cast<int32_t>(history_.size());
