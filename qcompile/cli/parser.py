@@ -79,6 +79,16 @@ def _add_quadratic(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_min_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-outputs",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="smallest layer that counts as huge (default 4096)",
+    )
+
+
 def _add_export(commands) -> None:
     parser = _command(commands, "export", "Write an ONNX file whose huge output layer is fast.")
     _add_source(parser)
@@ -91,13 +101,7 @@ def _add_export(commands) -> None:
         metavar="K",
         help="hand out the K best (scores, ids) instead of all scores",
     )
-    parser.add_argument(
-        "--min-outputs",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="smallest layer that counts as huge (default 4096)",
-    )
+    _add_min_outputs(parser)
     parser.add_argument("--node", metavar="NAME", help="the output layer, where several are huge")
     parser.add_argument(
         "--inputs", metavar="FILE.npz", help="real inputs to verify with, one array an input"
@@ -130,13 +134,7 @@ def _add_inspect(commands) -> None:
     )
     _add_source(parser)
     _add_quadratic(parser)
-    parser.add_argument(
-        "--min-outputs",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="smallest layer that counts as huge (default 4096)",
-    )
+    _add_min_outputs(parser)
 
 
 def _add_env(commands) -> None:
