@@ -56,7 +56,7 @@ Dwta::Dwta(int64_t dimension, int64_t functions, uint64_t seed)
 }
 
 void Dwta::codes(const float* columns, int32_t* codes, Isa isa) const {
-  const auto kernel = isa == Isa::kAvx512 ? winners_avx512
+  const auto kernel = isa >= Isa::kAvx512 ? winners_avx512
                       : isa == Isa::kAvx2 ? winners_avx2
                                           : winners_scalar;
   std::vector<uint32_t> empty(functions());

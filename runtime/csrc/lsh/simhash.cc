@@ -49,7 +49,7 @@ SimHash::SimHash(int64_t dimension, int64_t functions, uint64_t seed)
 }
 
 void SimHash::codes(const float* columns, int32_t* codes, Isa isa) const {
-  const auto kernel = isa == Isa::kAvx512 ? project_avx512
+  const auto kernel = isa >= Isa::kAvx512 ? project_avx512
                       : isa == Isa::kAvx2 ? project_avx2
                                           : project_scalar;
   kernel(columns, coordinates_.data(), signs_.data(), functions(), terms_, codes);

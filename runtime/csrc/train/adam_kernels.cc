@@ -48,7 +48,7 @@ QC_ADAM_KERNELS(Avx512, QC_AVX512)
 }  // namespace
 
 const AdamKernels& adam_kernels(Isa isa) {
-  if (isa == Isa::kAvx512) return Avx512::kTable;
+  if (isa >= Isa::kAvx512) return Avx512::kTable;
   return isa == Isa::kAvx2 ? Avx2::kTable : Scalar::kTable;
 }
 

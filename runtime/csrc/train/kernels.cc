@@ -107,7 +107,7 @@ QC_TRAIN_KERNELS(Avx512, QC_AVX512, 6, 4)
 }  // namespace
 
 const TrainKernels& train_kernels(Isa isa) {
-  if (isa == Isa::kAvx512) return Avx512::kTable;
+  if (isa >= Isa::kAvx512) return Avx512::kTable;
   return isa == Isa::kAvx2 ? Avx2::kTable : Scalar::kTable;
 }
 
