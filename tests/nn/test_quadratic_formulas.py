@@ -182,11 +182,12 @@ def test_linear_gradients(form, outputs):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_convolution_gradients(form, dims):
+    kernel = (2, 2, 1)[:dims]
     layer = CONVOLUTIONS[dims](
-        2, 4, 2, stride=2, padding=1, groups=2, padding_mode="circular", form=form
+        2, 4, kernel, stride=2, padding=1, groups=2, padding_mode="circular", form=form
     )
     randomise(layer.double())
-    check_gradients(layer, torch.randn(2, 2, *[4, 3, 2][:dims], dtype=torch.float64))
+    check_gradients(layer, torch.randn(1, 2, *[4, 3, 2][:dims], dtype=torch.float64))
 
 
 def check_gradients(layer: torch.nn.Module, x: torch.Tensor) -> None:
@@ -197,7 +198,8 @@ def check_gradients(layer: torch.nn.Module, x: torch.Tensor) -> None:
 
     inputs = (x.requires_grad_(), *layer.parameters())
     assert torch.autograd.gradcheck(call, inputs)
-    assert torch.autograd.gradgradcheck(call, inputs)
+    # Along random directions: element by element it takes minutes for the larger layers.
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("outputs", [2, 5])

@@ -53,7 +53,7 @@ def test_fx_traces_through(form, images):
     assert torch.equal(traced(images[:1]), model(images[:1]))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["T1L", "T3", "T2_4"])  # every term and way to combine them
 def test_compiles_to_one_graph(form, images):
     model = network(form)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
