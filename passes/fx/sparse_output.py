@@ -94,8 +94,13 @@ class SubstituteOutput(Pass[nn.Module]):
         self, layers: list[Layer], candidates: list[_Candidate], report: Report
     ) -> list[Layer]:
         """Choose the one large layer that computes an output."""
+        from qcompile.nn.lsh import LSHLinear
+
         large = [x for x in layers if _outputs(x) >= self._config.min_outputs]
-        if self._trace.flow is None and large:
+        if self._trace.flow is None:
+            # What an earlier run has done shows without a trace.
+            candidates = [_Candidate(x) for x in layers if isinstance(x.module, LSHLinear)]
+        if self._trace.flow is None and large and not candidates:
             failures = self._trace.failures
             raise self._undecidable(large) from (failures[-1].error if failures else None)
         wide = [c for c in candidates if c.layer in large]
@@ -113,10 +118,15 @@ class SubstituteOutput(Pass[nn.Module]):
             if reason is None:
                 return [candidate.layer]
             report.entries.append(self._entry(candidate.layer, reason, "skipped"))
-        if not candidates:
-            report.notes.append(
-                "no Linear computes an output without further weights behind it; "
-                "name the layer by LSH(where=...)"
+        if not candidates and self._trace.flow is None:
+            report.problems.append(
+                f"sparse_output: no Linear has {self._config.min_outputs:,} outputs or more, "
+                f"LSH.min_outputs; LSH(where=...) takes a layer of any size."
+            )
+        elif not candidates:
+            report.problems.append(
+                "sparse_output: no Linear computes an output without further weights behind it; "
+                "name the layer by LSH(where=...)."
             )
         return []
 
