@@ -148,6 +148,7 @@ def _rewrite(
             f"layer that its code needs as it was, qcompile.Quadratic(exclude=...): {after}"
         ) from after.error
     if before and after:
+        report.problems += _bypassed(report, before, after)
         _add_flops(report, before, after)
     return outcome.model, report
 
@@ -270,6 +271,17 @@ def _drop_repeats(report: Report) -> None:
     """Leave out that the quadratic pass avoids a layer which the other pass has reported."""
     named = {entry.name for entry in report.entries if entry.reason != IS_OUTPUT}
     report.entries = [e for e in report.entries if e.reason != IS_OUTPUT or e.name not in named]
+
+
+def _bypassed(report: Report, before: Measurement, after: Measurement) -> list[str]:
+    """Name the new layers that the forward passes by, since it holds on to the old ones."""
+    return [
+        f"{entry.pass_name}: the forward still calls the old layer {entry.name!r}, which it "
+        f"reaches by a list, a dict or a variable instead of the module tree: use nn.ModuleList "
+        f"or nn.ModuleDict, or exclude the layer."
+        for entry in report.rewritten
+        if entry.name in before.called and entry.name not in after.called
+    ]
 
 
 def _add_flops(report: Report, before: Measurement, after: Measurement) -> None:

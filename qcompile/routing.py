@@ -52,14 +52,19 @@ _current: ContextVar[_Request | None] = ContextVar("qcompile_target", default=No
 class _Link:
     """Hooks of one output layer: fetch its target, deliver its result."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, heads: tuple[str, ...]) -> None:
+        self.name, self.heads = name, heads
 
     def fetch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the waiting target to the arguments (forward pre-hook)."""
         request = _current.get()
         if request is None or not request.claims(self.name):
             return None
+        if not request.several and len(self.heads) > 1:
+            raise DataError(
+                f"the model has the output layers {', '.join(self.heads)}: the target must be a "
+                f"mapping from their names to labels."
+            )
         key = self.name if request.several else None
         return args, {**kwargs, "target": request.waiting[key]}
 
@@ -86,7 +91,7 @@ def accept_target(model: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         heads: output layers by qualified name; their forward takes ``(hidden, target)``.
     """
     for name, head in heads.items():
-        link = _Link(name)
+        link = _Link(name, tuple(heads))
         head.register_forward_pre_hook(link.fetch, with_kwargs=True)
         head.register_forward_hook(link.deliver)
     if not hasattr(type(model), "_qcompile_base"):

@@ -236,3 +236,17 @@ def test_weights_that_hooks_compute_are_kept(left):
     with torch.no_grad():
         new[0].bias.add_(1)
     assert not torch.equal(new(X), model(X))
+
+
+def test_a_layer_that_is_held_outside_the_module_tree_is_loud():
+    class Hoarder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.steps = [self.fc]
+
+        def forward(self, x):
+            return self.steps[0](x)
+
+    with pytest.raises(PassError, match="still calls the old layer 'fc'"):
+        qcompile.transform(Hoarder(), "Quadra", example_inputs=X, strict=True)

@@ -231,6 +231,8 @@ def test_several_heads_take_a_mapping():
     torch.testing.assert_close(one["other"].output, expected(scores["other"], LABELS))
     with pytest.raises(DataError, match="did not reach third"):
         model(X, target={"third": LABELS})
+    with pytest.raises(DataError, match="head, other: the target must be a mapping"):
+        model(X, target=LABELS)
 
 
 def test_training_lowers_the_loss():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -24,6 +25,18 @@ ROOT = "(the model itself)"
 
 _COMPUTES_THE_SAME = frozenset({"timm.layers.linear.Linear"})
 """Subclasses that override forward and still compute what their base class computes."""
+
+_TYPES = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+    }
+)
+"""Types that torch initialises and computes with; those of eight bits are for storage."""
 
 _HOOK_KINDS = (
     "forward_pre_hooks",
@@ -147,7 +160,7 @@ def _obstacle_of_state(module: nn.Module) -> str | None:
         return "its forward was replaced on the instance"
     if weight is None:
         return "its weight is not a parameter"
-    if not (weight.is_floating_point() or weight.is_complex()):
+    if weight.dtype not in _TYPES:
         return f"its weight is of type {weight.dtype}"
     for parameter in module.parameters(recurse=False):
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):

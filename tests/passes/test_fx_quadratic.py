@@ -156,6 +156,8 @@ def obstructed(kind):
         layer.weight.register_hook(lambda gradient: gradient)
     elif kind == "transposed":
         layer = nn.ConvTranspose1d(4, 4, 1)
+    elif kind == "eight bits":
+        layer = layer.to(torch.float8_e4m3fn)
     return layer
 
 
@@ -171,6 +173,7 @@ def obstructed(kind):
         ("lazy", "its size is not known yet"),
         ("gradient hook", "a parameter of it has a hook"),
         ("transposed", "ConvTranspose1d has no counterpart"),
+        ("eight bits", "its weight is of type torch.float8_e4m3fn"),
     ],
 )
 def test_layers_that_would_lose_something_are_skipped_with_the_reason(kind, reason):

@@ -87,12 +87,12 @@ def test_a_second_run_changes_nothing_and_says_so():
 )
 def test_a_layer_before_further_weights_is_not_the_output_layer(finish):
     with pytest.warns(
-        QCompileWarning, match="sparse_output: (0 rewritten: 2 outputs|no Linear computes)"
+        QCompileWarning, match=r"sparse_output: (0 rewritten: 2 outputs|no Linear computes)"
     ):
         new = transform(Net(finish))
     assert type(new.head) is nn.Linear
     with pytest.raises(
-        PassError, match="sparse_output: (0 rewritten: 2 outputs|no Linear computes)"
+        PassError, match=r"sparse_output: (0 rewritten: 2 outputs|no Linear computes)"
     ):
         transform(Net(finish), strict=True)
 
