@@ -71,8 +71,8 @@ def transform(
         ConfigurationError: an argument is malformed, or a layer cannot take the form asked for.
         TraceError: the output layer cannot be found since the model cannot be traced.
         PassError: the model is of a kind that cannot be rewritten, several layers could be the
-            output layer, or ``strict`` and something was not done. After any error, ``model`` is
-            as it was.
+            output layer, the rewritten model fails on the example inputs, or ``strict`` and
+            something was not done. After any error, ``model`` is as it was.
     """
     model = _checked(model)
     work = model if inplace else _copy(model)
@@ -124,14 +124,7 @@ def _rewrite(
         )
     inputs = Inputs.of(example)
     report = Report()
-    before, hooks = _measure(model, inputs), False
-    if isinstance(before, Failure):
-        # Once called, models of transformers collect hidden states through hooks of their own.
-        again = _measure(model, inputs, hooks=True)
-        hooks = isinstance(again, Measurement)
-        if not hooks:
-            report.notes.append(f"operations not counted: {before}")
-        before = again if hooks else None
+    before, hooks = _measure_first(model, inputs, report)
     traced = trace(model, inputs, before, hooks=hooks)
     report.notes += _describe(traced)
     # The output layer goes first: what it takes is no longer there to become quadratic.
@@ -141,13 +134,13 @@ def _rewrite(
     outcome = PassManager(steps)(model)
     report.extend(outcome.report)
     _drop_repeats(report)
-    after = _measure(outcome.model, inputs, hooks) if before and outcome.modified else before
-    if isinstance(after, Failure):
-        raise PassError(
-            f"the model runs on the example inputs, the rewritten model does not. Exclude the "
-            f"layer that its code needs as it was, qcompile.Quadratic(exclude=...): {after}"
-        ) from after.error
-    if before and after:
+    if inputs and before:
+        after = _measure(outcome.model, inputs, hooks) if outcome.modified else before
+        if isinstance(after, Failure):
+            raise PassError(
+                f"the model runs on the example inputs, the rewritten model does not. Exclude the "
+                f"layer that its code needs as it was, qcompile.Quadratic(exclude=...): {after}"
+            ) from after.error
         report.problems += _bypassed(report, before, after)
         _add_flops(report, before, after)
     return outcome.model, report
@@ -242,12 +235,27 @@ class _Snapshot:
             module._modules.update(children)
 
 
-def _measure(
-    model: nn.Module, inputs: Inputs | None, hooks: bool = False
-) -> Measurement | Failure | None:
-    """Call a copy of the model once on ``inputs``, if there are any."""
+def _measure_first(
+    model: nn.Module, inputs: Inputs | None, report: Report
+) -> tuple[Measurement | None, bool]:
+    """Return what one call does, if there are inputs that fit, and whether it takes hooks.
+
+    Once called, models of transformers collect hidden states through hooks of their own.
+    """
     if inputs is None:
-        return None
+        return None, False
+    failures = []
+    for hooks in (False, True):
+        found = _measure(model, inputs, hooks)
+        if isinstance(found, Measurement):
+            return found, hooks
+        failures.append(found)
+    report.notes += [f"operations not counted: {failure}" for failure in failures[:1]]
+    return None, False
+
+
+def _measure(model: nn.Module, inputs: Inputs, hooks: bool) -> Measurement | Failure:
+    """Call a copy of the model once."""
     copied = model
     try:
         copied = scratch_copy(model, hooks=hooks)
