@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qcompile.errors import DataError
 from qcompile.runtime import _core
-from qcompile.runtime.reference import head
+from qcompile.runtime.reference import head, index
 
 ISAS = _core.supported_isas()
 
@@ -55,6 +55,74 @@ def test_top_k_with_near_ties():
     weight += 1e-4 * rng.normal(size=weight.shape)
     hidden = rng.normal(size=(6, 64)).astype(np.float32)
     assert_top_k(weight.astype(np.float32), np.zeros(3000, np.float32), hidden, [1, 5, 40])
+
+
+SIGNS = np.where(np.arange(64) % 3, 1.0, -1.0)
+
+
+def misleading_rows(lead: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows that int8 rounds as far down as it can, and rows that it rounds up.
+
+    The error of every row is parallel to the query SIGNS / 8, so the bound is reached. Scores are
+    in units of the width of the bound: the first kind is 1 above its int8 score, the second 1
+    below, and ``lead`` apart by their int8 scores.
+    """
+    shift = 0.49 * SIGNS
+    base = np.zeros(64)
+    base[0] = 127  # makes the scale 1
+    rows = np.tile(base, (2, 1))
+    lead_steps = round(lead * 0.49 * 63)
+    rows[1, 1 : 1 + lead_steps] += SIGNS[1 : 1 + lead_steps]
+    rows[0, 1:] += shift[1:]
+    rows[1, 1:] -= shift[1:]
+    return rows[0], rows[1]
+
+
+@pytest.mark.parametrize("place", [0, 5, 3000, 4999])
+@pytest.mark.parametrize("lead", [0.2, 1.0, 1.98])
+def test_top_k_where_rows_reach_the_error_bound(place, lead):
+    underrated, overrated = misleading_rows(lead)
+    weight = np.tile(overrated, (5000, 1)).astype(np.float32)
+    weight[place] = underrated
+    hidden = (SIGNS / 8).astype(np.float32)[None]
+    assert head.linear_top_k(hidden, weight, np.zeros(5000), 1)[1][0, 0] == place
+    packed, scale, _ = _core.pack_rows(weight)
+    rough = index.unpack(packed, 5000, 64) @ (SIGNS / 8) * scale
+    assert rough[place] < rough[1 - place % 2]  # the int8 scores alone would be wrong
+    assert_top_k(weight, np.zeros(5000, np.float32), hidden, [1, 2, 40])
+
+
+@pytest.mark.parametrize("place", [0, 5, 3000, 4999])
+def test_top_k_where_the_query_reaches_the_error_bound(place):
+    # Rows are exact, and what int8 takes from the query is parallel or opposite to them.
+    query = np.zeros(65)
+    query[0], query[1:] = 127, 50 * np.where(np.arange(64) % 2, 1, -1) * SIGNS + 0.49 * SIGNS
+    rows = np.zeros((5000, 65))
+    rows[:, 0] = 127
+    rows[:, 1:] = -100 * SIGNS
+    rows[:, 2] += 20 * np.sign(query[2])
+    rows[place, 1:] = 100 * SIGNS
+    hidden, weight = query.astype(np.float32)[None], rows.astype(np.float32)
+    assert head.linear_top_k(hidden, weight, np.zeros(5000), 1)[1][0, 0] == place
+    rough = rows @ np.rint(query)
+    assert rough[place] < rough[1 - place % 2]
+    assert_top_k(weight, np.zeros(5000, np.float32), hidden, [1, 2, 40])
+
+
+def test_softmax_whose_improbable_rows_all_reach_the_error_bound():
+    # Each is too improbable to be rescored, but int8 misses half of what they are together.
+    weight = np.zeros((20_000, 64))
+    weight[1:, 0], weight[1:, 1] = 127 * SIGNS[0], -127 * SIGNS[1]
+    weight[1:, 2:] = 0.49 * SIGNS[2:]
+    weight = (0.2 * weight).astype(np.float32)
+    bias = np.full(20_000, -18.8, np.float32)
+    bias[0] = 0
+    hidden = (SIGNS / 8).astype(np.float32)[None]
+    expected = head.linear_softmax(hidden, weight, bias)
+    assert expected[0, 0] < 1 - 1e-4
+    for isa in ISAS:
+        found = make_head(weight, bias).softmax(hidden, isa)
+        np.testing.assert_allclose(found[0, 0], expected[0, 0], rtol=1e-5)
 
 
 def test_top_k_with_duplicated_rows_prefers_small_ids():

@@ -14,7 +14,7 @@
 namespace qcompile {
 
 // Work (rows * depth * queries) that is worth waking another thread for.
-inline constexpr int64_t kParallelWork = int64_t{1} << 22;
+inline constexpr int64_t kParallelWork = int64_t{1} << 21;
 
 // Encoded hidden vectors of one group of queries.
 class QueryGroup {
