@@ -217,8 +217,9 @@ def test_softmax_keeps_its_promise(rows, depth):
             np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
 
 
-def test_softmax_of_one_query_equals_that_of_many():
-    weight, bias, hidden = random_layer(6000, 64, queries=30)
+@pytest.mark.parametrize("rows", [6000, 40_000])
+def test_softmax_of_one_query_equals_that_of_many(rows):
+    weight, bias, hidden = random_layer(rows, 64, queries=30)
     layer = make_head(weight, bias)
     together = layer.softmax(hidden * 3)
     for i in range(30):

@@ -229,6 +229,7 @@ void linear_softmax(const Head& head, const float* hidden, int64_t count, float*
   // Threads take groups of queries if there are enough of them, else parts of the rows.
   const auto scan_groups = [&](int64_t first) {
     const int64_t rest = count - first, threads = used.threads();
+    if (rest == 0) return;
     const int64_t groups = ceil_div(ceil_div(rest, kTileQueries), threads) * threads;
     const bool outer = threads > 1 && rest >= 4 * groups;
     const int64_t size = outer ? ceil_div(rest, groups) : kTileQueries;

@@ -100,6 +100,7 @@ int main() {
   test_same_on_any_number_of_threads(700, 33, 3);
   test_same_on_any_number_of_threads(2000, 1, 20);
   test_same_on_any_number_of_threads(9000, 70, 1000);
+  for (int64_t count : {1, 8, 16, 17, 18}) test_same_on_any_number_of_threads(30'000, count, 2);
   test_concurrent_calls();
   test_values_without_a_bound();
   test_bad_figures_are_refused();
