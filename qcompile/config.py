@@ -116,7 +116,7 @@ class LSH:
     bucket: int = 128
     policy: Literal["fifo", "reservoir"] = "reservoir"
     active: int = 128
-    negatives: int = 512
+    negatives: int = 1024
     rehash: int = 50
     rehash_decay: float = 0.1
     seed: int = 0
