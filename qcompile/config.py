@@ -55,6 +55,12 @@ def canonical_form(name: str) -> str:
     return choose("quadratic form", str(name).replace("&", "_"), FORMS)
 
 
+def _whole(where: str, **values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigurationError(f"{where}: {name} must be an integer, got {value!r}.")
+
+
 def _positive(where: str, **values: float) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not value > 0:
@@ -126,6 +132,12 @@ class LSH:
     def __post_init__(self) -> None:
         choose("hash family", self.family, FAMILIES)
         choose("bucket policy", self.policy, POLICIES)
+        whole = ("tables", "bucket", "active", "negatives", "rehash", "seed", "min_outputs")
+        _whole(
+            "LSH",
+            hashes=1 if self.hashes is None else self.hashes,
+            **{name: getattr(self, name) for name in whole},
+        )
         _positive(
             "LSH",
             tables=self.tables,
@@ -141,10 +153,10 @@ class LSH:
                 f"LSH: at most {most_hashes} hashes ({self.family}) and {_MOST_TABLES} tables, "
                 f"got hashes={self.hashes!r} and tables={self.tables!r}."
             )
-        if self.negatives < 0 or not 0 <= self.rehash_decay < 10:
+        if self.negatives < 0 or not 0 <= self.rehash_decay < 10 or not 0 <= self.seed < 2**64:
             raise ConfigurationError(
-                f"LSH: negatives must be ≥ 0 and rehash_decay in [0, 10), "
-                f"got {self.negatives!r} and {self.rehash_decay!r}."
+                f"LSH: negatives must be ≥ 0, rehash_decay in [0, 10) and seed in [0, 2^64), got "
+                f"{self.negatives!r}, {self.rehash_decay!r} and {self.seed!r}."
             )
 
     def hashes_for(self, neurons: int) -> int:

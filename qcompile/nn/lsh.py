@@ -175,7 +175,7 @@ class LSHLinear(nn.Module):
         output = active_log_prob(
             hidden.float().contiguous(),
             weight,
-            self.bias,
+            None if self.bias is None else self.bias.contiguous(),
             labels,
             tables,
             self.config,

@@ -241,7 +241,24 @@ def test_other_bad_calls_are_refused():
         module.set_extra_state(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(DataError, match="schedule"):
         module.set_extra_state(torch.tensor([0, 0, -1, 0]))
-    with pytest.raises(ConfigurationError, match="hashes"):
-        LSH(hashes=40)
-    with pytest.raises(ConfigurationError, match="tables"):
-        LSH(tables=5000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hashes": 40}, "hashes"),
+        ({"hashes": 0}, "hashes"),
+        ({"tables": 5000}, "tables"),
+        ({"tables": 2.5}, "tables must be an integer"),
+        ({"active": True}, "active must be an integer"),
+        ({"negatives": -1}, "negatives"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"rehash_decay": float("nan")}, "rehash_decay"),
+        ({"family": "dwat"}, "dwta"),
+        ({"policy": "lifo"}, "fifo"),
+    ],
+)
+def test_bad_configurations_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        LSH(**wrong)
