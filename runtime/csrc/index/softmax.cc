@@ -22,7 +22,8 @@ constexpr int64_t kPieceTiles = 16;       // tiles that one task handles
 constexpr int64_t kRescoredRows = 16;
 constexpr int64_t kShareOfFew = 16;
 constexpr int64_t kShareOfMany = 128;
-constexpr int64_t kProbe = 8;  // queries that are scanned before the others
+constexpr int64_t kProbe = 8;       // queries that are scanned before the others
+constexpr int64_t kLeastGroup = 4;  // queries that are worth a pass of their own over the rows
 
 // A run of rows of one query.
 struct Piece {
@@ -227,22 +228,21 @@ void linear_softmax(const Head& head, const float* hidden, int64_t count, float*
         .run(group, done + first);
   };
   // Threads take groups of queries if there are enough of them, else parts of the rows.
-  const auto scan_groups = [&](int64_t first) {
-    const int64_t rest = count - first, threads = used.threads();
-    if (rest == 0) return;
-    const int64_t groups = ceil_div(ceil_div(rest, kTileQueries), threads) * threads;
-    const bool outer = threads > 1 && rest >= 4 * groups;
-    const int64_t size = outer ? ceil_div(rest, groups) : kTileQueries;
+  const auto scan_range = [&](int64_t first, int64_t size) {
+    const int64_t wanted = ceil_div(ceil_div(size, kTileQueries), used.threads()) * used.threads();
+    const int64_t groups = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, size / kLeastGroup));
+    const int64_t step = std::min(kTileQueries, ceil_div(size, groups));
+    const bool outer = groups > 1;
     const Executor& inner = outer ? static_cast<const Executor&>(serial) : used;
     const Executor& taken = outer ? used : static_cast<const Executor&>(serial);
-    taken.run(ceil_div(rest, size),
-              [&](int64_t i) { scan(first + i * size, std::min(size, rest - i * size), inner); });
+    taken.run(step == 0 ? 0 : ceil_div(size, step),
+              [&](int64_t i) { scan(first + i * step, std::min(step, size - i * step), inner); });
   };
   if (head.packed()) {
     // A few queries tell whether the others are worth a scan: flat distributions come together.
     const int64_t probe = count > 2 * kProbe ? kProbe : count;
-    scan(0, probe, used);
-    if (2 * std::count(done, done + probe, 1) >= probe) scan_groups(probe);
+    scan_range(0, probe);
+    if (2 * std::count(done, done + probe, 1) >= probe) scan_range(probe, count - probe);
   }
   thread_local std::vector<DenseQuery> flat;
   flat.clear();
