@@ -14,7 +14,6 @@ namespace {
 
 constexpr float kSmallest = std::numeric_limits<float>::min();
 
-// Exponent all ones: NaN or infinity, whatever the floating-point environment.
 bool finite(const float* values, int64_t count) {
   bool good = true;
   for (int64_t i = 0; i < count; ++i) good &= std::isfinite(values[i]);

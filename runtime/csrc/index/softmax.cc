@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "index/dense.h"
@@ -195,18 +195,57 @@ class Scan {
   int64_t parts_ = 0;
 };
 
-void dense_softmax(const Head& head, std::span<const DenseQuery> queries, const Executor& executor,
-                   Isa isa) {
-  const int64_t panels = ceil_div(head.rows(), kPanelRows);
-  parallel_for(executor, panels, 16, [&](int64_t begin, int64_t end) {
-    dense_scores(head.dense(), queries, begin * kPanelRows, std::min(end * kPanelRows, head.rows()),
-                 isa);
+// One call of linear_softmax.
+struct Call {
+  const Head& head;
+  const float* hidden;
+  float* out;
+  const Executor& executor;
+  Isa isa;
+  char* done;  // for each query, whether the scan answered it
+};
+
+// Scans queries [first, first + size). Threads take groups of them if there are enough, else parts
+// of the rows.
+void scan_queries(const Call& call, int64_t first, int64_t size) {
+  if (size == 0) return;
+  const SerialExecutor serial;
+  const int64_t threads = call.executor.threads();
+  const int64_t wanted = ceil_div(ceil_div(size, kTileQueries), threads) * threads;
+  const int64_t groups = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, size / kLeastGroup));
+  const int64_t step = std::min(kTileQueries, ceil_div(size, groups));
+  const Executor& one = serial;
+  const Executor& outer = groups > 1 ? call.executor : one;
+  const Executor& inner = groups > 1 ? one : call.executor;
+  outer.run(ceil_div(size, step), [&](int64_t i) {
+    thread_local Workspace workspace;
+    const int64_t query = first + i * step;
+    Scan(call.head, call.hidden + query * call.head.depth(), call.out + query * call.head.rows(),
+         inner, call.isa, workspace)
+        .run(std::min(step, size - i * step), call.done + query);
   });
-  executor.run(static_cast<int64_t>(queries.size()), [&](int64_t i) {
+}
+
+// Computes all scores of the queries that are not done.
+void finish_densely(const Call& call, int64_t count) {
+  thread_local std::vector<DenseQuery> kept;
+  kept.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    if (call.done[i]) continue;
+    kept.push_back({call.hidden + i * call.head.depth(), call.out + i * call.head.rows()});
+  }
+  const std::span<const DenseQuery> queries = kept;
+  if (queries.empty()) return;
+  const int64_t rows = call.head.rows();
+  parallel_for(call.executor, ceil_div(rows, kPanelRows), 16, [&](int64_t begin, int64_t end) {
+    dense_scores(call.head.dense(), queries, begin * kPanelRows, std::min(end * kPanelRows, rows),
+                 call.isa);
+  });
+  call.executor.run(std::ssize(queries), [&](int64_t i) {
     float* row = queries[static_cast<size_t>(i)].scores;
-    const float best = greatest(row, head.rows(), isa);
-    const double total = exponentials(row, head.rows(), best, isa);
-    scale_values(row, head.rows(), static_cast<float>(1 / total), isa);
+    const float best = greatest(row, rows, call.isa);
+    const double total = exponentials(row, rows, best, call.isa);
+    scale_values(row, rows, static_cast<float>(1 / total), call.isa);
   });
 }
 
@@ -215,42 +254,20 @@ void dense_softmax(const Head& head, std::span<const DenseQuery> queries, const 
 void linear_softmax(const Head& head, const float* hidden, int64_t count, float* probabilities,
                     const Executor& executor, Isa isa) {
   if (count == 0) return;
-  thread_local std::vector<char> kept;
-  kept.assign(static_cast<size_t>(count), 0);
-  char* done = kept.data();
+  thread_local std::vector<char> done;
+  done.assign(static_cast<size_t>(count), 0);
   const SerialExecutor serial;
+  const Executor& one = serial;
   const bool small = head.rows() * head.depth() < kParallelWork / count;
-  const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
-  const auto scan = [&](int64_t first, int64_t group, const Executor& inner) {
-    thread_local Workspace workspace;
-    Scan(head, hidden + first * head.depth(), probabilities + first * head.rows(), inner, isa,
-         workspace)
-        .run(group, done + first);
-  };
-  // Threads take groups of queries if there are enough of them, else parts of the rows.
-  const auto scan_range = [&](int64_t first, int64_t size) {
-    const int64_t wanted = ceil_div(ceil_div(size, kTileQueries), used.threads()) * used.threads();
-    const int64_t groups = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, size / kLeastGroup));
-    const int64_t step = std::min(kTileQueries, ceil_div(size, groups));
-    const bool outer = groups > 1;
-    const Executor& inner = outer ? static_cast<const Executor&>(serial) : used;
-    const Executor& taken = outer ? used : static_cast<const Executor&>(serial);
-    taken.run(step == 0 ? 0 : ceil_div(size, step),
-              [&](int64_t i) { scan(first + i * step, std::min(step, size - i * step), inner); });
-  };
+  const Call call{head, hidden, probabilities, small ? one : executor, isa, done.data()};
   if (head.packed()) {
     // A few queries tell whether the others are worth a scan: flat distributions come together.
     const int64_t probe = count > 2 * kProbe ? kProbe : count;
-    scan_range(0, probe);
-    if (2 * std::count(done, done + probe, 1) >= probe) scan_range(probe, count - probe);
+    scan_queries(call, 0, probe);
+    const bool worth = 2 * std::count(call.done, call.done + probe, 1) >= probe;
+    if (worth) scan_queries(call, probe, count - probe);
   }
-  thread_local std::vector<DenseQuery> flat;
-  flat.clear();
-  for (int64_t i = 0; i < count; ++i) {
-    if (done[i]) continue;
-    flat.push_back({hidden + i * head.depth(), probabilities + i * head.rows()});
-  }
-  if (!flat.empty()) dense_softmax(head, flat, used, isa);
+  finish_densely(call, count);
 }
 
 }  // namespace qcompile
