@@ -10,43 +10,48 @@ import qcompile
 from qcompile.data.codespell import FEATURES, Codespell
 from qcompile.data.metrics import precision_at_k
 
+BATCH = 256
 console = Console(highlight=False)
 
 
 class Speller(nn.Module):
-    """Character n-grams [batch, 64] to the scores of all corrections [batch, corrections]."""
+    """Character n-grams [batch, n] to the scores of all corrections [batch, corrections]."""
 
     def __init__(self, corrections: int, width: int = 128) -> None:
         super().__init__()
         self.embedding = nn.Embedding(FEATURES, width, padding_idx=0, sparse=True)
         self.hidden = nn.Linear(width, width)
+        self.activation: nn.Module = nn.ReLU()
         self.output = nn.Linear(width, corrections)
+        with torch.no_grad():  # a word is a sum of some twenty n-grams: begin small
+            self.embedding.weight.mul_(0.1)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        embedded = self.embedding(ids).sum(dim=1).relu()
-        return self.output(self.hidden(embedded).relu())
+        embedded = self.embedding(ids).sum(dim=1)
+        return self.output(self.activation(self.hidden(embedded)))
 
 
 def full_softmax(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over every output; the labels of an example share its mass."""
     real = labels >= 0
-    chosen = scores.log_softmax(dim=-1).gather(1, labels.clamp(min=0)) * real
-    return -(chosen.sum(dim=1) / real.sum(dim=1)).mean()
+    chosen = (scores.gather(1, labels.clamp(min=0)) * real).sum(dim=1) / real.sum(dim=1)
+    return (scores.logsumexp(dim=1) - chosen).mean()
 
 
 def train(name: str, model: nn.Module, data: Codespell, epochs: int, sparse: bool) -> None:
     """Train in an ordinary torch loop and print P@1 and P@5 after every epoch."""
     optimizer = qcompile.optim.Adam(model.parameters(), lr=4e-3)
-    steps = epochs * -(-len(data.train_ids) // 256)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     train_ids, train_labels = torch.from_numpy(data.train_ids), torch.from_numpy(data.train_labels)
+    steps = epochs * -(-len(train_ids) // BATCH)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    lengths = (train_ids != 0).sum(dim=1)
     for epoch in range(1, epochs + 1):
         model.train()
-        batches = torch.randperm(len(train_ids)).split(256)
+        batches = torch.randperm(len(train_ids)).split(BATCH)
         for batch in track(
             batches, f"{name}, epoch {epoch}", console=console, disable=not console.is_terminal
         ):
-            ids, labels = train_ids[batch], train_labels[batch]
+            ids, labels = train_ids[batch, : int(lengths[batch].max())], train_labels[batch]
             loss = model(ids, target=labels).loss if sparse else full_softmax(model(ids), labels)
             optimizer.zero_grad()
             loss.backward()
