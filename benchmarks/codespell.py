@@ -18,13 +18,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from output_layer import machine, write
+from recording import record
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -214,15 +213,7 @@ def main() -> int:
     for bar in results:
         outcome = "ok    " if bar["ok"] else "FAILED"
         print(f"{outcome} {bar['name']}: {bar['value']} (≤ {bar['target']})")
-    if options.json:
-        document = {
-            "machine": f"{machine()}, {torch.get_num_threads()} threads",
-            "versions": {name: version(name) for name in ("torch", "numpy", "codespell")},
-            "rows": [asdict(row) for row in rows],
-            "bars": results,
-        }
-        write(options.json, document)
-    return 0 if all(bar["ok"] for bar in results) else 1
+    return record(options.json, ("torch", "numpy", "codespell"), rows, results)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,11 @@ line of text gives, where rapidocr is installed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from recording import record
 from rich.console import Console
 from rich.table import Table
 
@@ -296,23 +293,6 @@ def draw(rows: list[Row]) -> Table:
     return table
 
 
-def machine() -> str:
-    """Name the processor and what it has."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), ""
-    )
-    sets = ", ".join(_core.supported_isas())
-    return f"{model or platform.processor()}, {os.cpu_count()} cores, {sets}"
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(document, file, indent=2)
-    Path(file.name).replace(path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one size, fewer rounds")
@@ -324,16 +304,7 @@ def main() -> int:
     for bar in results:
         verdict = "ok" if bar["ok"] else "FAILED"
         print(f"{verdict:<6} {bar['name']}: {bar['value']} (at least {bar['target']})")
-    if options.json:
-        document = {
-            "machine": machine(),
-            "load_average": os.getloadavg()[0],
-            "versions": {name: version(name) for name in ("onnxruntime", "numpy")},
-            "rows": [asdict(row) for row in rows],
-            "bars": results,
-        }
-        write(options.json, document)
-    return 0 if all(bar["ok"] for bar in results) else 1
+    return record(options.json, ("onnxruntime", "numpy"), rows, results)
 
 
 if __name__ == "__main__":

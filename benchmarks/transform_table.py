@@ -11,17 +11,15 @@ anything, and which layer is found to compute the output.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import record
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -195,18 +193,10 @@ def main() -> int:
     rows = [examine(*job) for job in progress]
     Console(width=160 if not sys.stdout.isatty() else None).print(draw(rows))
     results = bars(rows)
-    if options.json:
-        packages = ("torch", "torchvision", "timm", "transformers")
-        document = {
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {name: version(name) for name in packages},
-            "rows": [asdict(row) for row in rows],
-            "bars": results,
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
     for bar in results:
         print(f"{'ok' if bar['ok'] else 'FAILED'}: {bar['name']} {bar['value']:g}, target 0")
-    return 0 if all(bar["ok"] for bar in results) else 1
+    packages = ("torch", "torchvision", "timm", "transformers")
+    return record(options.json, packages, rows, results)
 
 
 if __name__ == "__main__":
