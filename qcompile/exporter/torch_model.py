@@ -76,11 +76,13 @@ def export(
 
     Raises:
         TraceError: the module cannot be traced; names the source line and a way round.
-        ExportError: the result cannot be written or differs; nothing is written then.
+        ExportError: a parameter holds NaN or infinity, or the result cannot be written or
+            differs; nothing is written then.
         DataError: ``example_inputs`` are missing or hold no tensor.
     """
     path = Path(path)
     say = progress or (lambda line: None)
+    _check_finite(model)
     arguments = split(model, example_inputs)
     with evaluation_copy(model) as (module, call), staging(path) as stage:
         say("tracing")
@@ -99,6 +101,21 @@ def export(
         plan = Plan(onnx_model, report, heads, top_k, size, external_above, before.path)
         measure = measure and bool(heads)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
+
+
+def _check_finite(model: nn.Module | ExportedProgram) -> None:
+    """Refuse weights of which no answer can be right; buffers may hold the infinities of masks."""
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if values.is_meta or not values.is_floating_point():
+            continue
+        if values.element_size() == 1:
+            values = values.float()  # torch does not compute with 8-bit floats themselves
+        if not torch.isfinite(values).all():
+            raise ExportError(
+                f"export: parameter {name!r} of shape {list(values.shape)} holds NaN or infinity. "
+                "Check that training did not diverge; export a checkpoint from before it did."
+            )
 
 
 def _names(model: ir.Model) -> tuple[list[str], list[str]]:

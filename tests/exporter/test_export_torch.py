@@ -291,3 +291,16 @@ def test_several_outputs(path):
     result = export(Two(), path, torch.randn(3, 4), min_outputs=50)
     assert sorted(head.became for head in result.heads) == ["Linear", "LinearSoftmax"]
     assert len(run(path, torch.randn(5, 4))) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("program", [False, True])
+def test_a_parameter_that_is_not_finite(tmp_path, value, program):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5000))
+    with torch.no_grad():
+        model[1].weight[3, 3] = value
+    inputs = (torch.randn(2, 4),)
+    source = torch.export.export(model, inputs) if program else model
+    with pytest.raises(ExportError, match=r"parameter '1\.weight' .* NaN or infinity"):
+        qcompile.export(source, tmp_path / "model.onnx", inputs)
+    assert not list(tmp_path.iterdir())
