@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 FORMS = ("T1", "T1L", "T2", "T3", "T4", "T1_2", "T2_4", "Quadra")
 """Names of the quadratic neurons, see :mod:`qcompile.nn.quadratic` for their formulas."""
 
-FAMILIES = ("simhash", "dwta")
+FAMILIES = ("simhash", "wta", "dwta", "doph")
 """Names of the locality-sensitive hash families."""
 
-_CODE_BITS = {"simhash": 1, "dwta": 3}
+_CODE_BITS = {"simhash": 1, "wta": 3, "dwta": 3, "doph": 3}
 _MOST_TABLES = 1024
 _BUCKET_ROWS = 40
 
 POLICIES = ("fifo", "reservoir")
 """What a full bucket does with one more neuron."""
+
+SAMPLINGS = ("top-k", "vanilla", "threshold")
+"""Which colliding neurons an example activates."""
+
+MODES = ("lsh", "sampled", "full")
+"""Which neurons a training step computes."""
+
+ACCUMULATIONS = ("deterministic", "async")
+"""How threads add up gradients."""
 
 INITS = ("auto", "preserve", "kaiming")
 
@@ -101,30 +110,49 @@ class LSH:
     Defaults suit 10⁴ to 10⁶ outputs over 64 to 512 hidden activations.
 
     Args:
-        family: ``simhash`` or ``dwta`` (SLIDE, MLSys 2020, section 3).
+        mode: what training computes: ``lsh``, the labels, the neurons that hashing finds and a
+            uniform sample; ``sampled``, the labels and the sample, no tables; ``full``, all.
+        family: ``simhash``, ``wta``, ``dwta`` or ``doph`` (SLIDE, MLSys 2020, section 3).
         tables: L, the number of hash tables.
         hashes: K, the hash codes that make one table's key; ``None`` takes as many as leave
             some forty neurons in a bucket.
         bucket: neurons that one bucket holds.
         policy: ``reservoir`` or ``fifo``, for a bucket that is full.
+        sampling: which colliding neurons: those that collide in most tables (``top-k``), tables
+            in random order until ``active`` are found (``vanilla``), or those that collide in at
+            least ``threshold`` tables (``threshold``); never more than ``active``.
+        threshold: see ``sampling``.
         active: neurons that an example may activate, its labels included.
         negatives: uniformly drawn neurons, shared by a batch, corrected by their log-probability.
         rehash: N₀, training steps before the first re-hash.
         rehash_decay: λ ≥ 0; re-hash i follows the one before it by N₀·e^{λi} steps.
+        incremental: whether a re-hash recomputes the codes of changed rows only.
+        spread: training steps over which a re-hash is spread, into a second set of tables that
+            then takes the place of the first; 0 re-hashes at once.
+        renew: new hash functions are drawn at every so many re-hashes; 0 keeps the first.
+        accumulation: ``deterministic`` gives the same bits for any number of threads; ``async``
+            is the paper's lock-free accumulation, one example a thread, and is not reproducible.
         seed: fixes hash functions and sampling.
         where: the output layer's qualified name or glob; ``None`` finds it.
         min_outputs: smallest layer that is taken for a huge output layer when searching.
     """
 
-    family: Literal["simhash", "dwta"] = "dwta"
+    mode: Literal["lsh", "sampled", "full"] = "lsh"
+    family: Literal["simhash", "wta", "dwta", "doph"] = "dwta"
     tables: int = 50
     hashes: int | None = None
     bucket: int = 128
     policy: Literal["fifo", "reservoir"] = "reservoir"
+    sampling: Literal["top-k", "vanilla", "threshold"] = "top-k"
+    threshold: int = 2
     active: int = 128
     negatives: int = 1024
     rehash: int = 50
     rehash_decay: float = 0.1
+    incremental: bool = True
+    spread: int = 0
+    renew: int = 0
+    accumulation: Literal["deterministic", "async"] = "deterministic"
     seed: int = 0
     where: Selector | Iterable[Selector] | None = None
     min_outputs: int = field(default=4096)
@@ -132,7 +160,13 @@ class LSH:
     def __post_init__(self) -> None:
         choose("hash family", self.family, FAMILIES)
         choose("bucket policy", self.policy, POLICIES)
-        whole = ("tables", "bucket", "active", "negatives", "rehash", "seed", "min_outputs")
+        choose("mode", self.mode, MODES)
+        choose("sampling", self.sampling, SAMPLINGS)
+        choose("accumulation", self.accumulation, ACCUMULATIONS)
+        whole = (
+            *("tables", "bucket", "threshold", "active", "negatives", "rehash"),
+            *("spread", "renew", "seed", "min_outputs"),
+        )
         _whole(
             "LSH",
             hashes=1 if self.hashes is None else self.hashes,
@@ -143,6 +177,7 @@ class LSH:
             tables=self.tables,
             hashes=1 if self.hashes is None else self.hashes,
             bucket=self.bucket,
+            threshold=self.threshold,
             active=self.active,
             rehash=self.rehash,
             min_outputs=self.min_outputs,
@@ -153,10 +188,15 @@ class LSH:
                 f"LSH: at most {most_hashes} hashes ({self.family}) and {_MOST_TABLES} tables, "
                 f"got hashes={self.hashes!r} and tables={self.tables!r}."
             )
-        if self.negatives < 0 or not 0 <= self.rehash_decay < 10 or not 0 <= self.seed < 2**64:
+        if self.negatives < 0 or self.spread < 0 or self.renew < 0:
             raise ConfigurationError(
-                f"LSH: negatives must be ≥ 0, rehash_decay in [0, 10) and seed in [0, 2^64), got "
-                f"{self.negatives!r}, {self.rehash_decay!r} and {self.seed!r}."
+                f"LSH: negatives, spread and renew must be ≥ 0, got {self.negatives!r}, "
+                f"{self.spread!r} and {self.renew!r}."
+            )
+        if not 0 <= self.rehash_decay < 10 or not 0 <= self.seed < 2**64:
+            raise ConfigurationError(
+                f"LSH: rehash_decay must be in [0, 10) and seed in [0, 2^64), got "
+                f"{self.rehash_decay!r} and {self.seed!r}."
             )
 
     def hashes_for(self, neurons: int) -> int:
