@@ -1,40 +1,62 @@
 #include "core/group.h"
 
+#include <algorithm>
+#include <bit>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace qcompile {
+namespace {
+
+constexpr int kDigitBits = 11;
+constexpr size_t kDigits = size_t{1} << kDigitBits;
+
+// One pass of a radix sort; keeps the order of equal digits.
+void sort_by_digit(const std::vector<uint64_t>& from, std::vector<uint64_t>& to, int shift) {
+  uint32_t next[kDigits] = {};
+  for (uint64_t entry : from) ++next[entry >> shift & (kDigits - 1)];
+  uint32_t total = 0;
+  for (uint32_t& place : next) total += std::exchange(place, total);
+  for (uint64_t entry : from) to[next[entry >> shift & (kDigits - 1)]++] = entry;
+}
+
+}  // namespace
 
 template <typename Key>
 Groups group_positions(std::span<const Key> keys, int64_t bound) {
   if (keys.size() > std::numeric_limits<uint32_t>::max()) {
     throw std::length_error("more than 2^32 - 1 entries in one batch");
   }
-  std::vector<uint32_t> next(bound);
-  for (Key key : keys) {
-    const int64_t row = static_cast<int64_t>(key);
+  // A key above its position, so that sorting by the key alone carries the position along.
+  std::vector<uint64_t> entries(keys.size());
+  uint64_t greatest = 0;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const int64_t row = static_cast<int64_t>(keys[i]);
     if (row < 0 || row >= bound) {
       throw std::out_of_range("row " + std::to_string(row) + " is not below " +
                               std::to_string(bound));
     }
-    ++next[row];
+    greatest = std::max(greatest, static_cast<uint64_t>(row));
+    entries[i] = static_cast<uint64_t>(row) << 32 | i;
+  }
+  std::vector<uint64_t> sorted(keys.size());
+  for (int bit = 0; bit < static_cast<int>(std::bit_width(greatest)); bit += kDigitBits) {
+    sort_by_digit(entries, sorted, 32 + bit);
+    entries.swap(sorted);
   }
   Groups groups;
-  groups.offsets.push_back(0);
-  uint32_t total = 0;
-  for (int64_t row = 0; row < bound; ++row) {
-    const uint32_t count = next[row];
-    next[row] = total;
-    if (count == 0) continue;
-    total += count;
-    groups.keys.push_back(static_cast<uint32_t>(row));
-    groups.offsets.push_back(total);
-  }
   groups.positions.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
-    groups.positions[next[static_cast<int64_t>(keys[i])]++] = static_cast<uint32_t>(i);
+    const uint32_t key = static_cast<uint32_t>(entries[i] >> 32);
+    if (groups.keys.empty() || groups.keys.back() != key) {
+      groups.keys.push_back(key);
+      groups.offsets.push_back(static_cast<int64_t>(i));
+    }
+    groups.positions[i] = static_cast<uint32_t>(entries[i]);
   }
+  groups.offsets.push_back(static_cast<int64_t>(keys.size()));
   return groups;
 }
 

@@ -19,8 +19,8 @@ struct Groups {
   }
 };
 
-// Groups keys, all below `bound`, by counting; takes time and memory of the order of their number
-// plus `bound`. Throws std::out_of_range for a key that is not below `bound`.
+// Groups keys, all below `bound` <= 2^32, by a radix sort: neither its time nor its memory depend
+// on `bound`. Throws std::out_of_range for a key that is not below `bound`.
 template <typename Key>
 Groups group_positions(std::span<const Key> keys, int64_t bound);
 

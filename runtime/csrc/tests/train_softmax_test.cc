@@ -34,7 +34,7 @@ struct Batch {
 
 struct Results {
   std::vector<float> log_probability, grad_hidden, grad_rows, grad_bias;
-  std::vector<int64_t> rows;
+  std::vector<uint32_t> rows;
   bool operator==(const Results&) const = default;
 };
 
@@ -47,9 +47,7 @@ Results run(const Batch& batch, int64_t active, int64_t negatives, const Executo
   const auto rows = static_cast<size_t>(softmax.rows());
   const auto depth = static_cast<size_t>(batch.depth);
   Results results{std::vector<float>(batch.scale.size()), std::vector<float>(batch.hidden.size()),
-                  std::vector<float>(rows * depth), std::vector<float>(rows),
-                  std::vector<int64_t>(rows)};
-  softmax.row_ids(results.rows.data());
+                  std::vector<float>(rows * depth), std::vector<float>(rows), softmax.set().rows};
   softmax.forward(batch.hidden.data(), layer, results.log_probability.data(), executor);
   softmax.backward(batch.hidden.data(), layer, batch.scale.data(), results.grad_hidden.data(),
                    results.grad_rows.data(), results.grad_bias.data(), executor);
@@ -64,7 +62,7 @@ void test_same_on_any_number_of_threads(int64_t examples, int64_t depth, int64_t
       EXPECT(alone == run(batch, active, negatives, ThreadExecutor(3)));
       for (float value : alone.log_probability) EXPECT(value <= 1e-5f);
       for (float value : alone.grad_rows) EXPECT(std::isfinite(value));
-      for (int64_t row : alone.rows) EXPECT(row >= 0 && row < neurons);
+      for (uint32_t row : alone.rows) EXPECT(row < neurons);
     }
   }
 }

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "core/group.h"
 #include "core/random.h"
 #include "train/candidates.h"
 
@@ -16,34 +19,47 @@ constexpr uint64_t kSharedSeed = 0x7368617265642121u;
 
 // `count` distinct numbers below `bound`, ascending (Floyd's method).
 std::vector<uint32_t> draw(int64_t count, int64_t bound, uint64_t seed, uint64_t stream) {
+  std::vector<uint32_t> drawn(count);
+  if (count == bound) {
+    std::iota(drawn.begin(), drawn.end(), 0u);
+    return drawn;
+  }
   std::vector<bool> taken(bound);
-  std::vector<uint32_t> drawn;
-  drawn.reserve(count);
-  for (int64_t last = bound - count; last < bound; ++last) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t last = bound - count + i;
     uint64_t pick = below(random_bits(seed, stream, last), last + 1);
     if (taken[pick]) pick = last;
     taken[pick] = true;
-    drawn.push_back(static_cast<uint32_t>(pick));
+    drawn[i] = static_cast<uint32_t>(pick);
   }
   std::sort(drawn.begin(), drawn.end());
   return drawn;
 }
 
-std::vector<uint32_t> distinct_labels(const Labels& labels, int64_t example, int64_t neurons) {
-  std::vector<uint32_t> distinct;
+// The distinct labels of one example, in the order in which they are given.
+std::vector<uint32_t> distinct_labels(const Labels& labels, int64_t example,
+                                      const SampleOptions& options) {
+  std::vector<std::pair<uint32_t, uint32_t>> given;  // label and place
   for (int64_t i = 0; i < labels.width; ++i) {
     const int64_t label = labels.ids[example * labels.width + i];
     if (label < 0) continue;
-    if (label >= neurons) {
+    if (label >= options.neurons) {
       throw std::out_of_range("label " + std::to_string(label) + " of example " +
-                              std::to_string(example) + " is not below " + std::to_string(neurons));
+                              std::to_string(example) + " is not below " +
+                              std::to_string(options.neurons));
     }
-    const uint32_t id = static_cast<uint32_t>(label);
-    if (std::find(distinct.begin(), distinct.end(), id) == distinct.end()) distinct.push_back(id);
+    given.emplace_back(static_cast<uint32_t>(label), static_cast<uint32_t>(given.size()));
   }
-  if (distinct.empty()) {
+  if (given.empty() && !options.allow_unlabelled) {
     throw std::invalid_argument("example " + std::to_string(example) + " has no label");
   }
+  std::ranges::sort(given);
+  const auto repeated = std::ranges::unique(given, {}, &std::pair<uint32_t, uint32_t>::first);
+  given.erase(repeated.begin(), repeated.end());
+  std::ranges::sort(given, {}, &std::pair<uint32_t, uint32_t>::second);
+  std::vector<uint32_t> distinct;
+  distinct.reserve(std::max<size_t>(given.size(), options.active));
+  for (const auto& [label, place] : given) distinct.push_back(label);
   return distinct;
 }
 
@@ -59,19 +75,41 @@ void flatten(const std::vector<std::vector<uint32_t>>& lists, ActiveSet& set) {
   }
 }
 
-void relate_shared(ActiveSet& set, int64_t neurons) {
-  std::vector<int32_t> place(neurons, -1);
-  for (size_t i = 0; i < set.shared.size(); ++i) place[set.shared[i]] = static_cast<int32_t>(i);
-  set.shared_place.reserve(set.own.size());
-  for (uint32_t id : set.own) set.shared_place.push_back(place[id]);
+// Merges the neurons that are somebody's own with the shared ones.
+void list_rows(ActiveSet& set, int64_t neurons) {
+  Groups own = group_positions(std::span<const uint32_t>(set.own), neurons);
+  set.pairs = std::move(own.positions);
+  const size_t most = own.keys.size() + set.shared.size();
+  set.rows.reserve(most);
+  set.shared_place.reserve(most);
+  set.row_offsets.reserve(most + 1);
+  size_t group = 0, place = 0;
+  while (group < own.keys.size() || place < set.shared.size()) {
+    const bool owned = group < own.keys.size() &&
+                       (place == set.shared.size() || own.keys[group] <= set.shared[place]);
+    const uint32_t id = owned ? own.keys[group] : set.shared[place];
+    const bool shared = place < set.shared.size() && set.shared[place] == id;
+    set.rows.push_back(id);
+    set.shared_place.push_back(shared ? static_cast<int32_t>(place) : -1);
+    set.row_offsets.push_back(static_cast<uint32_t>(own.offsets[group]));
+    group += owned;
+    place += shared;
+  }
+  set.row_offsets.push_back(static_cast<uint32_t>(set.pairs.size()));
+}
+
+void weigh_shared(ActiveSet& set, int64_t neurons) {
+  std::vector<int64_t> overlap(set.examples);
+  for (int64_t row = 0; row < set.row_count(); ++row) {
+    if (set.shared_place[row] < 0) continue;
+    for (uint32_t p : set.pairs_of(row)) ++overlap[set.example_of[p]];
+  }
+  set.correction.resize(set.examples);
   for (int64_t e = 0; e < set.examples; ++e) {
     const int64_t own = set.own_offsets[e + 1] - set.own_offsets[e];
-    int64_t outside = static_cast<int64_t>(set.shared.size());
-    for (int64_t p = set.own_offsets[e]; p < set.own_offsets[e + 1]; ++p) {
-      outside -= set.shared_place[p] >= 0;
-    }
+    const int64_t outside = static_cast<int64_t>(set.shared.size()) - overlap[e];
     const double counts = outside > 0 ? static_cast<double>(neurons - own) / outside : 1.0;
-    set.correction.push_back(static_cast<float>(std::log(counts)));
+    set.correction[e] = static_cast<float>(std::log(counts));
   }
 }
 
@@ -82,7 +120,8 @@ ActiveSet sample_active(const LshTables* tables, const float* hidden, const Labe
   if (options.neurons < 1 || options.neurons > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("the number of neurons must be in [1, 2^31)");
   }
-  const bool everything = options.active >= options.neurons;
+  const bool everything = options.mode == Mode::kFull ||
+                          (options.mode == Mode::kLsh && options.active >= options.neurons);
   const int64_t shared = everything ? options.neurons : options.negatives;
   ActiveSet set;
   set.examples = labels.examples;
@@ -90,15 +129,15 @@ ActiveSet sample_active(const LshTables* tables, const float* hidden, const Labe
                     options.seed ^ kSharedSeed, options.step);
   std::vector<std::vector<uint32_t>> lists(labels.examples);
   for (int64_t e = 0; e < labels.examples; ++e) {
-    lists[e] = distinct_labels(labels, e, options.neurons);
+    lists[e] = distinct_labels(labels, e, options);
     set.label_counts.push_back(static_cast<uint32_t>(lists[e].size()));
   }
-  if (tables != nullptr && !everything) {
+  if (tables != nullptr && !everything && options.mode == Mode::kLsh) {
     add_candidates(*tables, hidden, options, lists, executor);
   }
   flatten(lists, set);
-  relate_shared(set, options.neurons);
-  set.by_neuron = group_positions(std::span<const uint32_t>(set.own), options.neurons);
+  list_rows(set, options.neurons);
+  weigh_shared(set, options.neurons);
   return set;
 }
 

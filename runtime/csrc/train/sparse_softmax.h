@@ -6,6 +6,7 @@
 
 #include "core/parallel.h"
 #include "train/active_set.h"
+#include "train/row_optimizer.h"
 
 namespace qcompile {
 
@@ -16,6 +17,14 @@ struct OutputLayer {
   int64_t depth = 0;
 };
 
+// What one part of all neurons contributes to the softmax of each example, each [B].
+struct Partial {
+  float* top;            // greatest logit, −infinity if there is none
+  float* total;          // Σ exp(logit − top)
+  float* label_sum;      // Σ of the logits of labels
+  int64_t* label_count;  // labels
+};
+
 // One batch, forward and then backward. Each sum has one owner and a fixed order, so that results
 // are the same for every executor.
 class SparseSoftmax {
@@ -24,37 +33,52 @@ class SparseSoftmax {
 
   const ActiveSet& set() const { return set_; }
 
-  // Rows that backward() writes: the neurons that some example has of its own, ascending, and then
-  // the shared ones, ascending; one that is both occurs twice and its gradients add up.
-  int64_t rows() const;
-  void row_ids(int64_t* ids) const;
+  // Rows that backward() writes gradients of, distinct and ascending: set().rows.
+  int64_t rows() const { return set_.row_count(); }
+
+  // Brings these rows to the optimisers' present step; to be called before forward(). `bias` may
+  // be null.
+  void catch_up(RowOptimizer& weight, RowOptimizer* bias, const Executor& executor) const;
 
   // log_probability [B]: the mean over an example's labels of their logarithmic probability.
   void forward(const float* hidden, const OutputLayer& layer, float* log_probability,
                const Executor& executor);
 
+  // The same for neurons that are a part of all: forward() is partial() of every part and then
+  // finish() of every part with log_normaliser [B] = log Σ over the parts of exp(top) · total and
+  // label_count [B] summed over the parts.
+  void partial(const float* hidden, const OutputLayer& layer, const Partial& result,
+               const Executor& executor);
+  void finish(const float* log_normaliser, const int64_t* label_count);
+
   // Gradients of Σ scale[e] · log_probability[e], after forward() with the same arguments; may be
-  // called again.
-  // grad_hidden [B, depth], grad_rows [rows(), depth], grad_bias [rows()] are overwritten.
+  // called again. grad_hidden [B, depth], grad_rows [rows(), depth], grad_bias [rows()] are
+  // overwritten.
   void backward(const float* hidden, const OutputLayer& layer, const float* scale,
                 float* grad_hidden, float* grad_rows, float* grad_bias, const Executor& executor);
+
+  // The same, with one step of the optimisers in place of gradients of rows; once per forward().
+  // `bias` may be null.
+  void backward_update(const float* hidden, const OutputLayer& layer, const float* scale,
+                       float* grad_hidden, RowOptimizer& weight, RowOptimizer* bias,
+                       const Executor& executor);
 
  private:
   void own_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
   void shared_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
-  float normalise(int64_t example);
+  void reduce(int64_t example, const Partial& result);
   void logit_gradients(const float* scale, const Executor& executor);
   void hidden_gradients(const OutputLayer& layer, float* grad_hidden, const Executor& executor);
-  void own_gradients(const float* hidden, int64_t depth, float* grad_rows, float* grad_bias,
-                     const Executor& executor);
-  void shared_gradients(const float* hidden, int64_t depth, float* grad_rows, float* grad_bias,
-                        const Executor& executor);
+  void row_gradients(const float* hidden, int64_t depth, int64_t begin, int64_t end,
+                     float* grad_rows) const;
+  void bias_gradients(int64_t begin, int64_t end, float* grad_bias) const;
 
   ActiveSet set_;
-  // Logits, then probabilities.
-  std::vector<float> own_;            // [P]
-  std::vector<float> shared_;         // [B, S]
-  std::vector<float> shared_weight_;  // [S, depth], gathered
+  std::vector<float> log_normaliser_;  // [B]
+  std::vector<int64_t> label_count_;   // [B] over all parts
+  std::vector<float> own_;             // [P] logits
+  std::vector<float> shared_;          // [B, S] logits
+  std::vector<float> shared_weight_;   // [S, depth], gathered
   // Gradients of the logits, kept from one backward() to the next for their memory.
   std::vector<float> own_grad_;     // [P]
   std::vector<float> shared_grad_;  // [B, S]
