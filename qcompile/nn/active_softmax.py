@@ -60,7 +60,7 @@ class _ActiveLogProb(torch.autograd.Function):
 def _row_sparse(rows: Tensor, values: Tensor, count: int) -> Tensor:
     size = (count, *values.shape[1:])
     return torch.sparse_coo_tensor(
-        rows[None], values, size, check_invariants=False, is_coalesced=False
+        rows[None], values, size, check_invariants=False, is_coalesced=True
     )
 
 
@@ -86,12 +86,12 @@ def active_log_prob(
         bias: float32 [N] or None.
         labels: int64 [B, T], contiguous, each example's labels, padded with -1.
         tables: a built ``_core.LshTables`` over the rows of ``weight``, or None.
-        config: how many neurons to activate.
+        config: mode, how many neurons to activate and how they are chosen.
         step: counts training steps; selects the random numbers.
         sparse_grad: whether the gradients of weight and bias are row-sparse.
 
     Returns:
-        float32 [B]. Row-sparse gradients are COO tensors that may name a row twice.
+        float32 [B]. Row-sparse gradients are coalesced COO tensors.
     """
     batch = _core.SparseSoftmax(
         tables,
@@ -103,6 +103,9 @@ def active_log_prob(
         config.seed,
         step,
         torch.get_num_threads(),
+        mode=config.mode,
+        sampling=config.sampling,
+        threshold=config.threshold,
     )
     result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad)
     return result
