@@ -9,6 +9,7 @@ from qcompile.nn.quadratic import (
     QuadraticLinear,
     from_first_order,
 )
+from qcompile.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "PRESERVING_FORMS",
@@ -18,5 +19,6 @@ __all__ = [
     "QuadraticConv2d",
     "QuadraticConv3d",
     "QuadraticLinear",
+    "SparseLinear",
     "from_first_order",
 ]

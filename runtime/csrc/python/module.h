@@ -7,6 +7,7 @@ namespace qcompile {
 
 void bind_data(nanobind::module_& module);   // parsing text
 void bind_index(nanobind::module_& module);  // packing and exact scan
+void bind_input(nanobind::module_& module);  // the product of a sparse batch and a matrix
 void bind_lsh(nanobind::module_& module);    // hash families, tables, sampling
 void bind_train(nanobind::module_& module);  // sparse softmax, row-wise Adam
 

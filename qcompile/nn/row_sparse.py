@@ -1,0 +1,63 @@
+"""What layers share whose steps touch a few rows of a weight matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompile.optim.pending import catch_up
+
+__all__ = ["RowSparse", "row_gradient"]
+
+
+def row_gradient(rows: Tensor, values: Tensor, parameter: Tensor, sparse: bool) -> Tensor:
+    """Return the gradient of a parameter of which some rows were touched.
+
+    Args:
+        rows: int64 [R], which rows; one that occurs twice gets the sum.
+        values: floating [R, ...], their gradients.
+        parameter: [N, ...].
+        sparse: whether to return a COO tensor, else a dense one.
+
+    Returns:
+        Of the parameter's shape and type.
+    """
+    values = values.to(parameter.dtype)
+    if not sparse:
+        return values.new_zeros(parameter.shape).index_add_(0, rows, values)
+    return torch.sparse_coo_tensor(
+        rows[None], values, parameter.shape, check_invariants=False, is_coalesced=False
+    )
+
+
+class RowSparse(nn.Module):
+    """Base of layers whose gradients are row-sparse.
+
+    Attributes:
+        sparse_grad: whether they are; False makes them dense, for any optimiser.
+        row_updates: set by ``step_in_backward`` of an optimiser of :mod:`qcompile.optim`, which
+            then updates the parameters within ``backward()``; None otherwise.
+    """
+
+    sparse_grad: bool
+    row_updates: Any
+
+    def _init_rows(self) -> None:
+        self.sparse_grad = True
+        self.row_updates = None
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; rows that an optimiser of qcompile.optim has left behind catch up first."""
+        catch_up(self.parameters())
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        catch_up(self.parameters())
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has parameters of its own, which the optimiser does not train.
+        catch_up(self.parameters())
+        return {**self.__dict__, "row_updates": None}

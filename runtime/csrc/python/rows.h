@@ -1,0 +1,25 @@
+// Weight matrices of NumPy and torch at the boundary to Python, in each type that they are stored.
+#pragma once
+
+#include "python/arrays.h"
+#include "train/storage.h"
+
+namespace qcompile {
+
+using RowsIn = nanobind::ndarray<nanobind::ro, nanobind::c_contig, nanobind::device::cpu>;
+
+// The matrix [rows, depth] in float32 or bfloat16; −1 rows stand for any number.
+inline RowsView rows_view(const char* name, const RowsIn& array, int64_t rows) {
+  require_shape(name, array, {rows, -1});
+  const nanobind::dlpack::dtype type = array.dtype();
+  const bool bfloat = type.code == static_cast<uint8_t>(nanobind::dlpack::dtype_code::Bfloat) &&
+                      type.bits == 16 && type.lanes == 1;
+  if (!bfloat && type != nanobind::dtype<float>()) {
+    raise_data_error(std::string(name) + ": expected the type float32 or bfloat16");
+  }
+  return {.data = array.data(),
+          .storage = bfloat ? Storage::kBFloat16 : Storage::kFloat32,
+          .depth = static_cast<int64_t>(array.shape(1))};
+}
+
+}  // namespace qcompile
