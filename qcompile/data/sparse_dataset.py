@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from qcompile.data.compressed_rows import MAX_COLUMNS, MAX_ENTRIES, gather, merge_rows
+from qcompile.data.compressed_rows import (
+    MAX_COLUMNS,
+    MAX_ENTRIES,
+    Rows,
+    gather,
+    merge_rows,
+    without_zeros,
+)
 from qcompile.errors import DataError
 
 __all__ = ["SparseBatch", "SparseDataset"]
@@ -91,12 +98,8 @@ class SparseDataset:
         """
         rows = self._checked(rows)
         indptr, entries = gather(self.features.indptr, rows)
-        features = _csr(
-            np.take(self.features.data, entries),
-            np.take(self.features.indices, entries),
-            indptr.astype(np.int32),
-            (len(rows), self.num_features),
-        )
+        chosen = Rows(indptr, np.take(self.features.indices, entries), None)
+        features = _csr(np.take(self.features.data, entries), chosen, self.num_features)
         return SparseBatch(features, self._padded_labels(rows))
 
     def subset(self, rows: Any) -> SparseDataset:
@@ -138,31 +141,23 @@ def _features(matrix: Any) -> sparse.csr_matrix:
     if matrix.data.dtype.kind not in "iufb":
         raise DataError(f"SparseDataset: features of {matrix.data.dtype}, expected numbers.")
     _check_values(matrix.data)
-    indptr, indices, values, _ = merge_rows(
-        matrix.indptr, matrix.indices, matrix.data.astype(np.float32, copy=False)
-    )
-    return _csr(values, indices, indptr, matrix.shape)
+    values = matrix.data.astype(np.float32, copy=False)
+    rows, _ = merge_rows(Rows(matrix.indptr, matrix.indices, values))
+    return _csr(rows.values, rows, matrix.shape[1])
 
 
 def _labels(matrix: Any) -> sparse.csr_matrix:
     matrix = matrix.tocsr()
     _check_structure(matrix, "labels")
-    indptr, indices = matrix.indptr, matrix.indices
-    if not matrix.data.all():
-        kept = matrix.data != 0
-        # Entries kept before each row's first: the row pointer of what is left.
-        indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
-        indices = indices[kept]
-    indptr, indices, _, _ = merge_rows(indptr, indices, None)
-    return _csr(np.ones(len(indices), dtype=bool), indices, indptr, matrix.shape)
+    rows, _ = merge_rows(without_zeros(Rows(matrix.indptr, matrix.indices, matrix.data)))
+    return _csr(np.ones(len(rows.indices), dtype=bool), rows, matrix.shape[1])
 
 
-def _csr(
-    values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
-) -> sparse.csr_matrix:
+def _csr(values: np.ndarray | None, rows: Rows, columns: int) -> sparse.csr_matrix:
     """Wrap arrays whose rows are sorted and without duplicates; copies none of the right dtype."""
-    indices = indices.astype(np.int32, copy=False)
-    matrix = sparse.csr_matrix((values, indices, indptr.astype(np.int32, copy=False)), shape)
+    indices = rows.indices.astype(np.int32, copy=False)
+    indptr = rows.indptr.astype(np.int32, copy=False)
+    matrix = sparse.csr_matrix((values, indices, indptr), (len(rows), columns))
     matrix.has_canonical_format = True
     return matrix
 

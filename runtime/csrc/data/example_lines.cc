@@ -43,19 +43,22 @@ std::string_view take_token(std::string_view& line) {
   return token;
 }
 
-int32_t parse_index(std::string_view digits, std::string_view token, int64_t limit,
-                    const char* what) {
+// Parses an index out of base … base + limit − 1 and returns it counted from zero.
+int32_t parse_index(std::string_view digits, std::string_view token, const char* what, int64_t base,
+                    int64_t limit) {
   int64_t index = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
   const bool whole = end == digits.data() + digits.size();
   if (error == std::errc::invalid_argument || !whole) {
     fail(token, std::string("has no whole number as its ") + what);
   }
-  if (error != std::errc() || index < 0 || index >= limit) {
-    fail(token, std::string("has a ") + what + " out of range; allowed are 0 to " +
-                    std::to_string(limit - 1));
+  if (error != std::errc() || index < base || index - base >= limit) {
+    fail(token,
+         std::string("has a ") + what + " out of range: expected " +
+             (limit == 0 ? "none"
+                         : std::to_string(base) + " to " + std::to_string(base + limit - 1)));
   }
-  return static_cast<int32_t>(index);
+  return static_cast<int32_t>(index - base);
 }
 
 double parse_value(std::string_view text, std::string_view token) {
@@ -107,7 +110,7 @@ class Parser {
     for (size_t begin = 0; begin <= token.size();) {
       const size_t end = std::min(token.find(',', begin), token.size());
       labels_.push_back(
-          parse_index(token.substr(begin, end - begin), token, syntax_.label_limit, "label"));
+          parse_index(token.substr(begin, end - begin), token, "label", 0, syntax_.label_limit));
       begin = end + 1;
     }
   }
@@ -115,8 +118,8 @@ class Parser {
   void read_entry(std::string_view token) {
     const size_t colon = token.find(':');
     if (colon == std::string_view::npos) fail(token, "is not index:value");
-    const int32_t index =
-        parse_index(token.substr(0, colon), token, syntax_.feature_limit, "feature index");
+    const int32_t index = parse_index(token.substr(0, colon), token, "feature index",
+                                      syntax_.feature_base, syntax_.feature_limit);
     entries_.push_back({index, parse_value(token.substr(colon + 1), token)});
   }
 

@@ -10,8 +10,9 @@ namespace qcompile {
 struct LineSyntax {
   bool labels = true;         // a line may begin with labels; otherwise it is entries alone
   bool comments = false;      // '#' begins a comment, and lines without any entry do not count
-  int64_t feature_limit = 0;  // indices must be below; at most 2^31 − 1
-  int64_t label_limit = 0;    // likewise
+  int64_t feature_base = 0;   // the index of the first feature, subtracted from every index
+  int64_t feature_limit = 0;  // number of features; at most 2^31 − 1
+  int64_t label_limit = 0;    // number of labels, likewise
 };
 
 // Examples as compressed rows: those of example i end at position ends[i].

@@ -43,6 +43,9 @@ void test_comments_and_entries_alone() {
   const ParsedLines with_comments =
       parse("# head\n1 2:3 # tail\n\n", {.comments = true, .feature_limit = 3, .label_limit = 2});
   EXPECT(with_comments.lines == 3 && with_comments.feature_ends.size() == 1);
+  const ParsedLines one_based =
+      parse("1 2:3", {.feature_base = 1, .feature_limit = 2, .label_limit = 2});
+  EXPECT(one_based.features.front() == 1);
   const ParsedLines alone = parse("2:3\n\n", {.labels = false, .feature_limit = 3});
   EXPECT(alone.feature_ends.size() == 2 && alone.features.size() == 1);
 }
