@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 BIN = 8
-"""Coordinates of one DWTA bin."""
+"""Coordinates of one bin of WTA, DWTA and DOPH, where there are as many."""
 
-CODE_BITS = {"simhash": 1, "dwta": 3}
+CODE_BITS = {"simhash": 1, "wta": 3, "dwta": 3, "doph": 3}
 MAX_KEY_BITS = 20
 MAX_TABLES = 1024
 
@@ -70,21 +70,46 @@ def simhash_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
     terms = -(-dimension // 3)
     codes = np.empty((len(vectors), functions), dtype=np.int64)
     for f in range(functions):
+        chosen = permutation(dimension, terms, seed, 2 * f)
+        added = [random_bits(seed, 2 * f + 1, i) >> 63 == 1 for i in range(terms)]
         total = np.zeros(len(vectors), dtype=np.float32)
-        for i, coordinate in enumerate(permutation(dimension, terms, seed, 2 * f)):
-            positive = random_bits(seed, 2 * f + 1, i) >> 63
-            total += vectors[:, coordinate] if positive else -vectors[:, coordinate]
+        for coordinate, positive in zip(chosen, added, strict=True):
+            if positive:
+                total += vectors[:, coordinate]
+        for coordinate, positive in zip(chosen, added, strict=True):
+            if not positive:
+                total -= vectors[:, coordinate]
         codes[:, f] = total > 0
     return codes
 
 
+def independent_bins(dimension: int, count: int, seed: int) -> np.ndarray:
+    """Return bins of coordinates, int [count, 8 or d], each from a permutation of its own."""
+    width = min(BIN, dimension)
+    return np.array([permutation(dimension, width, seed, f) for f in range(count)])
+
+
+def consecutive_bins(dimension: int, count: int, seed: int) -> np.ndarray:
+    """Return bins of coordinates, int [count, 8 or d], cut from whole permutations."""
+    width = min(BIN, dimension)
+    bins: list[list[int]] = []
+    stream = 0
+    while len(bins) < count:
+        order = permutation(dimension, dimension, seed, stream)
+        bins += [order[at : at + width] for at in range(0, dimension - width + 1, width)]
+        stream += 1
+    return np.array(bins[:count])
+
+
+def wta_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
+    """Return WTA codes, int [n, functions] below 8, of float32 vectors [n, d]."""
+    bins = independent_bins(vectors.shape[1], functions, seed)
+    return vectors[:, bins].argmax(axis=2).astype(np.int64)
+
+
 def dwta_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
     """Return DWTA codes, int [n, functions] below 8, of float32 vectors [n, d]."""
-    dimension = vectors.shape[1]
-    slots: list[int] = []
-    while len(slots) < functions * BIN:
-        slots += permutation(dimension, dimension, seed, len(slots) // dimension)
-    bins = vectors[:, np.array(slots[: functions * BIN]).reshape(functions, BIN)]
+    bins = vectors[:, consecutive_bins(vectors.shape[1], functions, seed)]
     codes = bins.argmax(axis=2).astype(np.int64)
     empty = (bins == 0).all(axis=2)
     for row, f in zip(*empty.nonzero(), strict=True):
@@ -97,6 +122,25 @@ def dwta_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
     return codes
 
 
+def top_set(vectors: np.ndarray) -> np.ndarray:
+    """Return which values, bool [n, d], are not zero and among the largest quarter of their row.
+
+    Values that equal the last of these belong to them, too.
+    """
+    count = -(-vectors.shape[1] // 4)
+    least = np.sort(vectors, axis=1)[:, -count, None]
+    return (vectors >= least) & (vectors != 0)
+
+
+def doph_codes(vectors: np.ndarray, functions: int, seed: int) -> np.ndarray:
+    """Return DOPH codes, int [n, functions] below 8, of float32 vectors [n, d]."""
+    return dwta_codes(top_set(vectors).astype(np.float32), functions, seed)
+
+
+CODES = {"simhash": simhash_codes, "wta": wta_codes, "dwta": dwta_codes, "doph": doph_codes}
+"""The hash families by name."""
+
+
 def fold_bits(rows: int, family: str, hashes: int) -> int:
     """Return the bits of a key in tables over so many rows."""
     return min(hashes * CODE_BITS[family], rows.bit_length() + 1, MAX_KEY_BITS)
@@ -106,8 +150,7 @@ def keys(
     vectors: np.ndarray, rows: int, family: str, tables: int, hashes: int, seed: int
 ) -> np.ndarray:
     """Return the keys, int [tables, n], of float32 vectors [n, d]."""
-    code_of = {"simhash": simhash_codes, "dwta": dwta_codes}[family]
-    codes = code_of(vectors, tables * hashes, seed).reshape(len(vectors), tables, hashes)
+    codes = CODES[family](vectors, tables * hashes, seed).reshape(len(vectors), tables, hashes)
     width = CODE_BITS[family]
     bits = fold_bits(rows, family, hashes)
     out = np.empty((tables, len(vectors)), dtype=np.int64)

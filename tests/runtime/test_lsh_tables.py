@@ -9,7 +9,7 @@ from qcompile.errors import DataError
 from qcompile.runtime import _core
 from qcompile.runtime.reference import lsh as reference
 
-FAMILIES = ("simhash", "dwta")
+FAMILIES = ("simhash", "wta", "dwta", "doph")
 ISAS = _core.supported_isas()
 
 
@@ -167,7 +167,7 @@ def test_values_that_are_no_numbers_hash_to_some_key(family, value):
         {"tables": 5000},
         {"hashes": 22},
         {"bucket": 0},
-        {"family": "wta"},
+        {"family": "minhash"},
         {"policy": "lifo"},
     ],
 )

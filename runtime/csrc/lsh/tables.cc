@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/lanes.h"
 #include "core/random.h"
 
 namespace qcompile {
@@ -33,8 +34,8 @@ LshTables::LshTables(const TableOptions& options) : options_(options) {
   require("rows", options.rows, kMaxRows - 1);
   require("tables", options.tables, kMaxTables);
   require("bucket", options.bucket, kMaxRows);
-  const int64_t code_bits = options.family == FamilyName::kDwta ? Dwta::kBits : 1;
-  require("hashes", options.hashes, 63 / code_bits);
+
+  require("hashes", options.hashes, 63 / code_bits(options.family));
   family_ =
       make_family(options.family, options.dimension, options.tables * options.hashes, options.seed);
   const int64_t bits = options.hashes * family_->bits();
@@ -60,7 +61,7 @@ std::vector<uint32_t> LshTables::keys(const float* vectors, int64_t count, const
       const int64_t first = block * kLanes;
       const int64_t lanes = std::min<int64_t>(kLanes, count - first);
       transpose(vectors + first * dimension, lanes, dimension, columns.data());
-      family_->codes(columns.data(), codes.data(), isa);
+      family_->codes(columns.data(), 0, functions, codes.data(), isa);
       for (int64_t table = 0; table < options_.tables; ++table) {
         const int32_t* code = codes.data() + table * options_.hashes * kLanes;
         for (int64_t lane = 0; lane < lanes; ++lane) {

@@ -11,8 +11,11 @@ namespace {
 
 FamilyName family_from(const std::string& name) {
   if (name == "simhash") return FamilyName::kSimHash;
+  if (name == "wta") return FamilyName::kWta;
   if (name == "dwta") return FamilyName::kDwta;
-  throw std::invalid_argument("unknown hash family '" + name + "'; known: simhash, dwta");
+  if (name == "doph") return FamilyName::kDoph;
+  throw std::invalid_argument("unknown hash family '" + name +
+                              "'; known: simhash, wta, dwta, doph");
 }
 
 Policy policy_from(const std::string& name) {

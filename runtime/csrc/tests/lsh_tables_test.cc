@@ -90,7 +90,8 @@ void test_options_out_of_range_throw() {
 
 int main() {
   using namespace qcompile;
-  for (FamilyName family : {FamilyName::kSimHash, FamilyName::kDwta}) {
+  for (FamilyName family :
+       {FamilyName::kSimHash, FamilyName::kWta, FamilyName::kDwta, FamilyName::kDoph}) {
     for (int64_t dimension : {1, 7, 8, 130}) {
       for (int64_t count : {0, 1, 16, 37}) {
         test_keys_are_the_same_everywhere(family, dimension, count);

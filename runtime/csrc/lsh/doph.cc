@@ -1,0 +1,62 @@
+#include "core/lanes.h"
+#include "lsh/family.h"
+
+namespace qcompile {
+namespace {
+
+// Integers in the order of the floats whose bits are given; NaN comes first or last.
+QC_INLINE LaneInts ordered(const float* column) {
+  LaneInts bits;
+  std::memcpy(&bits, column, sizeof bits);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+// members [dimension, kLanes]: 1 where a value is not zero and not below the count-th largest of
+// its row, else 0.
+QC_INLINE void mark_largest(const float* columns, int64_t dimension, int64_t count,
+                            float* members) {
+  // The greatest threshold that `count` values reach, found bit by bit, the highest first. Its
+  // order is that of unsigned integers; the highest bit, flipped, makes it that of signed ones.
+  LaneInts threshold = {};
+  for (int bit = 31; bit >= 0; --bit) {
+    const LaneInts higher = threshold | static_cast<int32_t>(1u << bit);
+    const LaneInts least = higher ^ INT32_MIN;
+    LaneInts reached = {};
+    for (int64_t j = 0; j < dimension; ++j) reached -= ordered(columns + j * kLanes) >= least;
+    threshold = reached >= static_cast<int32_t>(count) ? higher : threshold;
+  }
+  const LaneInts least = threshold ^ INT32_MIN;
+  const Lanes one = all_lanes(1.0f), zero = {};
+  for (int64_t j = 0; j < dimension; ++j) {
+    const Lanes value = load_lanes(columns + j * kLanes);
+    const LaneInts member = (ordered(columns + j * kLanes) >= least) & (value != 0.0f);
+    store_lanes(members + j * kLanes, member ? one : zero);
+  }
+}
+
+void mark_scalar(const float* columns, int64_t dimension, int64_t count, float* members) {
+  mark_largest(columns, dimension, count, members);
+}
+QC_AVX2 void mark_avx2(const float* columns, int64_t dimension, int64_t count, float* members) {
+  mark_largest(columns, dimension, count, members);
+}
+QC_AVX512 void mark_avx512(const float* columns, int64_t dimension, int64_t count, float* members) {
+  mark_largest(columns, dimension, count, members);
+}
+
+}  // namespace
+
+Doph::Doph(int64_t dimension, int64_t functions, uint64_t seed)
+    : HashFamily(dimension, functions),
+      bins_(Bins::consecutive(dimension, functions, seed)),
+      densifier_(seed) {}
+
+void Doph::codes(const float* columns, int64_t begin, int64_t end, int32_t* codes, Isa isa) const {
+  const auto mark = isa >= Isa::kAvx512 ? mark_avx512 : isa == Isa::kAvx2 ? mark_avx2 : mark_scalar;
+  std::vector<float> members(dimension() * kLanes);
+  mark(columns, dimension(), top_values(dimension()), members.data());
+  // The first member of a bin is the first of its largest values.
+  densifier_.winners(bins_, members.data(), begin, end, codes, isa);
+}
+
+}  // namespace qcompile
