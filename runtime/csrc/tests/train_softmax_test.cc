@@ -98,9 +98,8 @@ void test_kernels_are_the_same_everywhere(int64_t rows, int64_t columns, int64_t
     for (int64_t j = 0; j < columns; ++j) {
       float& sum = expected[static_cast<size_t>(r * columns + j)];
       for (int64_t k = 0; k < depth; ++k) {
-        const float product =
-            a[static_cast<size_t>(k * rows + r)] * b[static_cast<size_t>(k * columns + j)];
-        sum += product;
+        sum = std::fma(a[static_cast<size_t>(k * rows + r)],
+                       b[static_cast<size_t>(k * columns + j)], sum);
       }
     }
   }

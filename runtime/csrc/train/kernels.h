@@ -1,5 +1,5 @@
-// Inner loops of training. Every instruction set gives the same bits: sums go in a fixed order and
-// products are rounded before they are added (the build forbids contraction).
+// Inner loops of training on float32. Every instruction set gives the same bits: each product is
+// added by one fused multiply-add, in an order that does not depend on the width of the vectors.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Strided {
 };
 
 struct TrainKernels {
-  // Σ a[i] b[i].
+  // Σ a[i] b[i]: 64 partial sums, added up in halves.
   float (*dot)(const float* a, const float* b, int64_t size);
 
   // y += scale · x.
@@ -28,6 +28,15 @@ struct TrainKernels {
                        int64_t b_stride, float* c, int64_t c_stride);
 };
 
-const TrainKernels& train_kernels(Isa isa = best_isa());
+constexpr int64_t kDotLanes = 64;
+
+extern const TrainKernels kScalarTrainKernels;
+extern const TrainKernels kAvx2TrainKernels;
+extern const TrainKernels kAvx512TrainKernels;
+
+inline const TrainKernels& train_kernels(Isa isa = best_isa()) {
+  if (isa >= Isa::kAvx512) return kAvx512TrainKernels;
+  return isa == Isa::kAvx2 ? kAvx2TrainKernels : kScalarTrainKernels;
+}
 
 }  // namespace qcompile
