@@ -4,19 +4,23 @@ Start with ``torchrun``; the ranks talk through ``torch.distributed`` with gloo.
 the design, the bytes of a step and what limits it.
 """
 
+from qcompile.distributed.distribute import distribute
 from qcompile.distributed.gradients import check_replicas, sum_gradients
 from qcompile.distributed.group import Group
 from qcompile.distributed.partition import Partition
 from qcompile.distributed.sharded_linear import ShardedLSHLinear
+from qcompile.distributed.sparse_input import ReplicatedSparseLinear
 from qcompile.distributed.start import after_first, agree, launched, ranks
 
 __all__ = [
     "Group",
     "Partition",
+    "ReplicatedSparseLinear",
     "ShardedLSHLinear",
     "after_first",
     "agree",
     "check_replicas",
+    "distribute",
     "launched",
     "ranks",
     "sum_gradients",

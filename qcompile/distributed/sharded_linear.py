@@ -48,7 +48,7 @@ class ShardedLSHLinear(LSHLinear):
     ``torch.nn.parallel.DistributedDataParallel``, which takes the mean, multiply the loss by the
     number of ranks. The weights begin as those of an ``LSHLinear`` made with the same random state.
 
-    In evaluation mode the loss is exact and has no gradient; :meth:`topk` finds the best classes
+    In evaluation mode the loss is exact and has no gradient; :meth:`top_k` finds the best classes
     without gathering scores.
 
     Args:
@@ -150,7 +150,7 @@ class ShardedLSHLinear(LSHLinear):
             target: int64 [...] or [..., T], padded with -1; numbers of classes over all ranks.
 
         Returns:
-            Scores [..., N], which travel in full (:meth:`topk` spares that), or an
+            Scores [..., N], which travel in full (:meth:`top_k` spares that), or an
             :class:`~qcompile.nn.LSHOutput`: this rank's log-probabilities, and the loss over the
             examples of all ranks.
 
@@ -218,7 +218,7 @@ class ShardedLSHLinear(LSHLinear):
         return log_prob[examples.own], -log_prob.mean()
 
     @torch.no_grad()
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top_k(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the classes with the highest scores, best first, for this rank's examples.
 
         Args:
@@ -233,7 +233,7 @@ class ShardedLSHLinear(LSHLinear):
         """
         check_hidden(hidden, self.in_features)
         if not 1 <= k <= self.out_features:
-            raise DataError(f"topk: k must be in [1, {self.out_features}], got {k!r}.")
+            raise DataError(f"top_k: k must be in [1, {self.out_features}], got {k!r}.")
         rows = hidden.reshape(-1, self.in_features).float().contiguous()
         examples = gather_examples(self.group, rows, _unlabelled(rows))
         found = torch.full((len(examples.hidden), 2, k), -1, dtype=torch.int32)
@@ -245,7 +245,8 @@ class ShardedLSHLinear(LSHLinear):
             found[block, 1, :local] = (best.indices + self.low).int()
         own = len(rows)
         parts = self.group.exchange(found, examples.counts, [own] * self.group.size)
-        parts = parts.view(self.group.size, own, 2, k).permute(2, 1, 0, 3).reshape(2, own, -1)
+        parts = parts.view(self.group.size, own, 2, k).permute(2, 1, 0, 3)
+        parts = parts.reshape(2, own, self.group.size * k)
         scores, order = parts[0].contiguous().view(torch.float32).sort(descending=True, stable=True)
         shape = (*hidden.shape[:-1], k)
         classes = parts[1].gather(1, order)[:, :k].long()
@@ -257,7 +258,7 @@ class ShardedLSHLinear(LSHLinear):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the class with the highest score, int64 [...], for hidden [..., d]."""
-        return self.topk(hidden, 1)[1].squeeze(-1)
+        return self.top_k(hidden, 1)[1].squeeze(-1)
 
     @torch.no_grad()
     def _all_scores(self, hidden: Tensor) -> Tensor:
@@ -266,8 +267,8 @@ class ShardedLSHLinear(LSHLinear):
         send = [count * (self.high - self.low) for count in examples.counts]
         scores = self._scores(examples.hidden).reshape(-1)
         parts = self.group.exchange(scores, send, [own * size for size in sizes])
-        columns = parts.split([own * size for size in sizes])
-        return torch.cat([part.view(own, -1) for part in columns], dim=1)
+        blocks = parts.split([own * size for size in sizes])
+        return torch.cat([b.view(own, size) for b, size in zip(blocks, sizes, strict=True)], dim=1)
 
     def _scores(self, hidden: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
