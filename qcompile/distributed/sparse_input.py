@@ -52,16 +52,16 @@ class ReplicatedSparseLinear(SparseLinear):
         if dense or not self.training or not torch.is_grad_enabled():
             return super().forward(features)
         arrays = _compressed_rows(features, self.in_features)
-        own = _core.SparseInput(*arrays, self.in_features)
+        own = _core.CsrProduct(*arrays, self.in_features)
         counts, everything = _gather_rows(self.group, *arrays)
         batch = _SharedInput(
-            self.group, counts, own, _core.SparseInput(*everything, self.in_features)
+            self.group, counts, own, _core.CsrProduct(*everything, self.in_features)
         )
         return self._product(batch)
 
 
 class _SharedInput:
-    """Stands for ``_core.SparseInput``: reads the examples of a rank, learns from those of all."""
+    """Stands for ``_core.CsrProduct``: reads the examples of a rank, learns from those of all."""
 
     def __init__(self, group: Group, counts: list[int], own: Any, everything: Any) -> None:
         self._group, self._counts = group, counts

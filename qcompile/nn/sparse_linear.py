@@ -105,7 +105,7 @@ class SparseLinear(RowSparse):
                 f"SparseLinear: weight is {self.weight.dtype} on {self.weight.device}, but sparse "
                 f"batches need float32 or bfloat16 on the CPU."
             )
-        batch = _core.SparseInput(*_compressed_rows(features, self.in_features), self.in_features)
+        batch = _core.CsrProduct(*_compressed_rows(features, self.in_features), self.in_features)
         return self._product(batch)
 
     @torch.compiler.disable

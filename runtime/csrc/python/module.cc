@@ -6,7 +6,8 @@ NB_MODULE(_core, module) {
   nanobind::set_leak_warnings(false);
   qcompile::bind_data(module);
   qcompile::bind_index(module);
-  qcompile::bind_input(module);
   qcompile::bind_lsh(module);
+  qcompile::bind_optim(module);  // before what takes its classes as arguments
+  qcompile::bind_csr(module);
   qcompile::bind_train(module);
 }

@@ -5,10 +5,11 @@
 
 namespace qcompile {
 
+void bind_csr(nanobind::module_& module);    // products of sparse batches
 void bind_data(nanobind::module_& module);   // parsing text
 void bind_index(nanobind::module_& module);  // packing and exact scan
-void bind_input(nanobind::module_& module);  // the product of a sparse batch and a matrix
 void bind_lsh(nanobind::module_& module);    // hash families, tables, sampling
-void bind_train(nanobind::module_& module);  // sparse softmax, row-wise Adam
+void bind_optim(nanobind::module_& module);  // row-wise optimisers
+void bind_train(nanobind::module_& module);  // sparse softmax
 
 }  // namespace qcompile

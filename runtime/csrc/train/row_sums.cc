@@ -1,4 +1,4 @@
-#include "train/sparse_input_kernels.h"
+#include "train/row_sums.h"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-#include "train/sparse_input.h"
+#include "train/csr_product.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "train/sparse_input_kernels.h"
+#include "train/kernels.h"
+#include "train/row_sums.h"
 
 namespace qcompile {
 namespace {
@@ -33,9 +34,10 @@ void check_offsets(std::span<const Index> offsets, size_t entries) {
 }  // namespace
 
 template <typename Index>
-SparseInput::SparseInput(std::span<const Index> offsets, std::span<const Index> columns,
-                         std::span<const float> values, int64_t features)
-    : features_(features), values_(values.begin(), values.end()) {
+CsrProduct::CsrProduct(std::span<const Index> offsets,
+                       std::span<const std::type_identity_t<Index>> columns,
+                       std::span<const float> values, int64_t features)
+    : features_(features) {
   if (features < 1 || features > kMaxFeatures) {
     fail("the number of features must be in [1, 2^31]");
   }
@@ -57,9 +59,9 @@ SparseInput::SparseInput(std::span<const Index> offsets, std::span<const Index> 
         fail("row " + std::to_string(e) + " has feature " + std::to_string(column) +
              ", expected one from 0 to " + std::to_string(features - 1));
       }
-      if (!std::isfinite(values_[i])) {
+      if (!std::isfinite(values[i])) {
         fail("row " + std::to_string(e) + ", feature " + std::to_string(column) + ": the value " +
-             std::to_string(values_[i]) + " is not finite in float32");
+             std::to_string(values[i]) + " is not finite in float32");
       }
       columns_[i] = static_cast<uint32_t>(column);
       examples[i] = static_cast<uint32_t>(e);
@@ -67,20 +69,17 @@ SparseInput::SparseInput(std::span<const Index> offsets, std::span<const Index> 
   }
   by_feature_ = group_positions(std::span<const uint32_t>(columns_), features);
   example_of_.reserve(columns_.size());
-  value_of_.reserve(columns_.size());
-  for (uint32_t position : by_feature_.positions) {
-    example_of_.push_back(examples[position]);
-    value_of_.push_back(values_[position]);
-  }
+  for (uint32_t position : by_feature_.positions) example_of_.push_back(examples[position]);
+  set_values(values);
 }
 
-template SparseInput::SparseInput(std::span<const int32_t>, std::span<const int32_t>,
-                                  std::span<const float>, int64_t);
-template SparseInput::SparseInput(std::span<const int64_t>, std::span<const int64_t>,
-                                  std::span<const float>, int64_t);
+template CsrProduct::CsrProduct(std::span<const int32_t>, std::span<const int32_t>,
+                                std::span<const float>, int64_t);
+template CsrProduct::CsrProduct(std::span<const int64_t>, std::span<const int64_t>,
+                                std::span<const float>, int64_t);
 
-void SparseInput::forward(const RowsView& weight, const float* bias, float* output,
-                          const Executor& executor) const {
+void CsrProduct::forward(const RowsView& weight, const float* bias, float* output,
+                         const Executor& executor) const {
   const RowSumKernels& kernels = row_sum_kernels();
   const int64_t depth = weight.depth;
   parallel_for(executor, examples(), kExampleGrain, [&](int64_t begin, int64_t end) {
@@ -104,8 +103,8 @@ void SparseInput::forward(const RowsView& weight, const float* bias, float* outp
   });
 }
 
-void SparseInput::gradients(const float* grad_output, int64_t depth, int64_t begin, int64_t end,
-                            float* gradients) const {
+void CsrProduct::gradients(const float* grad_output, int64_t depth, int64_t begin, int64_t end,
+                           float* gradients) const {
   std::fill(gradients, gradients + (end - begin) * depth, 0.0f);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = by_feature_.offsets[row];
@@ -115,19 +114,55 @@ void SparseInput::gradients(const float* grad_output, int64_t depth, int64_t beg
   }
 }
 
-void SparseInput::backward(const float* grad_output, int64_t depth, float* grad_rows,
-                           const Executor& executor) const {
+void CsrProduct::backward(const float* grad_output, int64_t depth, float* grad_rows,
+                          const Executor& executor) const {
   parallel_for(executor, by_feature_.size(), kRowGrain, [&](int64_t begin, int64_t end) {
     gradients(grad_output, depth, begin, end, grad_rows + begin * depth);
   });
 }
 
-void SparseInput::bias_gradient(const float* grad_output, int64_t depth, float* grad_bias) const {
+void CsrProduct::bias_gradient(const float* grad_output, int64_t depth, float* grad_bias) const {
   std::fill(grad_bias, grad_bias + depth, 0.0f);
   for (int64_t e = 0; e < examples(); ++e) {
-    const float* row = grad_output + e * depth;
-    for (int64_t j = 0; j < depth; ++j) grad_bias[j] += row[j];
+    train_kernels().add_scaled(1.0f, grad_output + e * depth, grad_bias, depth);
   }
+}
+
+void CsrProduct::products(const float* input, const RowsView& weight, const float* bias,
+                          float* products, const Executor& executor) const {
+  const TrainKernels& kernels = train_kernels();
+  const int64_t depth = weight.depth;
+  parallel_for(executor, by_feature_.size(), kRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(depth);
+    for (int64_t group = begin; group < end; ++group) {
+      const uint32_t feature = by_feature_.keys[group];
+      load_row(weight, feature, row.data());
+      for (int64_t i = by_feature_.offsets[group]; i < by_feature_.offsets[group + 1]; ++i) {
+        products[by_feature_.positions[i]] =
+            kernels.dot(row.data(), input + example_of_[i] * depth, depth) +
+            (bias != nullptr ? bias[feature] : 0.0f);
+      }
+    }
+  });
+}
+
+void CsrProduct::column_sums(float* sums) const {
+  for (int64_t group = 0; group < by_feature_.size(); ++group) {
+    float total = 0;
+    for (int64_t i = by_feature_.offsets[group]; i < by_feature_.offsets[group + 1]; ++i) {
+      total += value_of_[i];
+    }
+    sums[group] = total;
+  }
+}
+
+void CsrProduct::set_values(std::span<const float> values) {
+  if (values.size() != columns_.size()) {
+    fail("expected " + std::to_string(columns_.size()) + " values");
+  }
+  values_.assign(values.begin(), values.end());
+  value_of_.clear();
+  for (uint32_t position : by_feature_.positions) value_of_.push_back(values_[position]);
 }
 
 }  // namespace qcompile
