@@ -32,5 +32,17 @@ class DataError(QCompileError, ValueError):
     """Input data is malformed, out of range or of the wrong shape or type."""
 
 
+class TrainingError(QCompileError):
+    """Training cannot go on, because the loss is no longer a number, for instance."""
+
+
+class CheckpointError(QCompileError):
+    """A checkpoint cannot be written, read, or continued with this configuration or data."""
+
+
+class DistributedError(QCompileError):
+    """Ranks of a distributed run disagree, or one of them has left."""
+
+
 class QCompileWarning(UserWarning):
     """Something legal that the user most likely did not intend."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qcompile import __version__
+from qcompile.cli.train_options import add_train_options
 from qcompile.config import FAMILIES, FORMS, INITS
 
 SOURCE_HELP = (
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qcompile {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
     _add_export(commands)
     _add_transform(commands)
     _add_inspect(commands)
@@ -87,6 +89,13 @@ def _add_min_outputs(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="smallest layer that counts as huge (default 4096)",
     )
+
+
+def _add_train(commands) -> None:
+    parser = _command(
+        commands, "train", "Train a network with a huge output layer on sparse data, and export it."
+    )
+    add_train_options(parser)
 
 
 def _add_export(commands) -> None:

@@ -1,0 +1,64 @@
+"""Makes the network and its optimiser: one place for the runs of one process and of many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompile.data.sparse_dataset import SparseDataset
+from qcompile.distributed import Group, ShardedLSHLinear
+from qcompile.nn.lsh import LSHLinear
+from qcompile.optim import SGD, Adam, AdamW
+from qcompile.training.batches import moments
+from qcompile.training.config import TrainConfig
+from qcompile.training.model import STORED, ExtremeClassifier
+
+__all__ = ["build_head", "build_model", "build_optimizer"]
+
+
+def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> ExtremeClassifier:
+    """Return the network with fresh weights, which depend on ``config.seed`` and the data alone.
+
+    Raises:
+        ConfigurationError: the form of quadratic neuron needs too many weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = ExtremeClassifier(
+            train.num_features,
+            train.num_labels,
+            config.hidden,
+            config.quadratic,
+            storage=config.storage,
+            output=build_head(config, train.num_labels, group),
+        )
+        model.draw(torch.Generator().manual_seed(config.seed), *moments(train))
+    return model
+
+
+def build_head(config: TrainConfig, labels: int, group: Group) -> nn.Module:
+    """Return the output layer, which several ranks divide among them."""
+    options: dict[str, Any] = {
+        "config": config.sparse_output,
+        "dtype": STORED[config.storage],
+    }
+    if group.size == 1:
+        return LSHLinear(config.hidden[-1], labels, **options)
+    return ShardedLSHLinear(config.hidden[-1], labels, group=group, **options)
+
+
+def build_optimizer(config: TrainConfig, model: ExtremeClassifier, group: Group) -> Any:
+    """Return the optimiser, which updates the large layers within ``backward()``.
+
+    With several ranks the first layer is left to ``step()``, since its gradients are added up over
+    ranks before.
+    """
+    kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
+    optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    fused = [module for module in model.modules() if hasattr(module, "row_updates")]
+    if group.size > 1:
+        fused = [model.output]
+    optimizer.step_in_backward(*fused)
+    return optimizer

@@ -1,0 +1,181 @@
+"""Who watches a run: progress bar, log lines, TensorBoard. A run without any is silent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import ConfigurationError
+
+__all__ = ["LogLines", "Observer", "ProgressBar", "Snapshot", "TensorBoard", "metrics_line"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_SCALARS = 1.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run is.
+
+    Args:
+        step: steps taken.
+        steps: steps of the whole run.
+        epoch: of the last step, counted from 1.
+        epochs: of the whole run.
+        loss: exponential mean over about a hundred steps.
+        precision: exponential mean of P@1, measured now and then on 32 examples of a batch, all
+            outputs scored, before the batch is trained on; None while there is none.
+        examples_per_second: over the last few seconds of training.
+        rate: learning rate.
+        remaining: seconds of training left at this speed.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    precision: float | None
+    examples_per_second: float
+    rate: float
+    remaining: float
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        precision = "" if self.precision is None else f"  P@1 ~{self.precision:.3f}"
+        return (
+            f"epoch {self.epoch}/{self.epochs}  step {self.step:,}/{self.steps:,}  "
+            f"{self.examples_per_second:,.0f} examples/s  loss {self.loss:.4f}{precision}  "
+            f"{_clock(self.remaining)} left"
+        )
+
+
+class Observer:
+    """Is told what happens in a run; does nothing by itself."""
+
+    def stepped(self, snapshot: Snapshot) -> None:
+        """Hear of a step, a few times a second at most."""
+
+    def evaluated(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Hear the figures of an evaluation."""
+
+    def noted(self, text: str) -> None:
+        """Hear of something else: a checkpoint, a warning."""
+
+    def closed(self) -> None:
+        """Hear that the run has ended, in whichever way."""
+
+
+class LogLines(Observer):
+    """A plain line every ten seconds, for output that is no terminal.
+
+    Args:
+        console: a rich console.
+    """
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._last = time.monotonic()
+
+    def stepped(self, snapshot: Snapshot) -> None:  # noqa: D102
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES or snapshot.step == snapshot.steps:
+            self._last = now
+            self._print(str(snapshot))
+
+    def evaluated(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        self._print(f"epoch {epoch}: {metrics_line(metrics)}")
+
+    def noted(self, text: str) -> None:  # noqa: D102
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+class ProgressBar(LogLines):
+    """A bar that moves, for a terminal; evaluations and notes stay above it.
+
+    Args:
+        console: a rich console.
+    """
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        super().__init__(console)
+        columns = BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
+        self._bar = Progress(*columns, console=console, auto_refresh=False)
+        self._task = self._bar.add_task("starting", total=None)
+        self._bar.start()
+
+    def stepped(self, snapshot: Snapshot) -> None:  # noqa: D102
+        self._bar.update(
+            self._task,
+            description=str(snapshot),
+            total=snapshot.steps,
+            completed=snapshot.step,
+            refresh=True,
+        )
+
+    def closed(self) -> None:  # noqa: D102
+        self._bar.stop()
+
+
+class TensorBoard(Observer):
+    """Event files for TensorBoard.
+
+    Args:
+        folder: where they go.
+
+    Raises:
+        ConfigurationError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigurationError(
+                "TensorBoard is not installed: python -m pip install 'torch-qcompile[train]', or "
+                f"leave out --tensorboard. ({error})"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+        self._last = 0.0
+
+    def stepped(self, snapshot: Snapshot) -> None:  # noqa: D102
+        now = time.monotonic()
+        if now - self._last < _SECONDS_BETWEEN_SCALARS and snapshot.step != snapshot.steps:
+            return
+        self._last = now
+        scalars = {
+            "loss": snapshot.loss,
+            "P@1": snapshot.precision,
+            "examples per second": snapshot.examples_per_second,
+            "learning rate": snapshot.rate,
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self._writer.add_scalar(f"train/{name}", value, snapshot.step)
+
+    def evaluated(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"test/{name}", value, step)
+        self._writer.flush()
+
+    def closed(self) -> None:  # noqa: D102
+        self._writer.close()
+
+
+def metrics_line(metrics: Mapping[str, float]) -> str:
+    """Return ``P@1 .448  P@3 .301`` and so on."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -1,0 +1,252 @@
+"""The training loop.
+
+**Resuming bit for bit.** Between two steps a run is more than its weights: rows lag behind by the
+momentum of idle steps, and hash tables are those of earlier weights. Neither is saved. Instead a
+run that keeps checkpoints has *save points*: every ``save_point_steps`` steps and at the end of
+every epoch all rows catch up and the tables become due, whether or not a checkpoint is written
+there. Checkpoints are written at save points alone, so that writing one changes nothing: a
+resumed run, a run with other intervals between checkpoints and one that was never interrupted end
+with the same bits (with ``accumulation="deterministic"``).
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from qcompile.data.sparse_dataset import SparseDataset
+from qcompile.distributed import Group, sum_gradients
+from qcompile.errors import CheckpointError, TrainingError
+from qcompile.training.batches import Batches
+from qcompile.training.build import build_model, build_optimizer
+from qcompile.training.config import TrainConfig, learning_rate
+from qcompile.training.evaluation import Evaluator
+from qcompile.training.interrupt import Interrupt
+from qcompile.training.meter import Meter
+from qcompile.training.observers import Observer
+from qcompile.training.result import Epoch, TrainResult
+from qcompile.training.saving import Saver, State
+from qcompile.training.scoring import likeliest
+
+__all__ = ["Trainer"]
+
+_PATIENCE = 10.0  # seconds that a run which was asked to end may take to reach a save point
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: network, optimiser, schedule.
+        train: the examples.
+        test: what is evaluated; ``None`` evaluates nothing.
+        folder: where checkpoints are kept; ``None`` keeps none, and makes no save points.
+        resume: go on from the newest checkpoint in ``folder``.
+        observers: who watches; only those of the first rank are told.
+        group: the ranks; alone by default.
+
+    Raises:
+        ConfigurationError: the configuration does not fit the data.
+        DataError: there is nothing to learn.
+        CheckpointError: ``folder`` holds checkpoints and ``resume`` is not set, or it is and they
+            are of another configuration or other data.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: SparseDataset,
+        test: SparseDataset | None = None,
+        *,
+        folder: Path | None = None,
+        resume: bool = False,
+        observers: Iterable[Observer] = (),
+        group: Group | None = None,
+    ) -> None:
+        self.config = config
+        self._group = group or Group()
+        self._observers = tuple(observers) if self._group.rank == 0 else ()
+        self._batches = Batches(
+            train, config.batch, config.seed, self._group.rank, self._group.size
+        )
+        self._evaluator = None if test is None else Evaluator(train, test, self._group)
+        self.model = build_model(config, train, self._group)
+        self._optimizer = build_optimizer(config, self.model, self._group)
+        self._steps = config.epochs * self._batches.per_epoch
+        self._state = State()
+        self._saver = None if folder is None else Saver(folder, config, train, self._group)
+        if self._saver is not None:
+            if resume:
+                self._state = self._saver.restore(self.model, self._optimizer)
+            else:
+                self._saver.refuse_other_runs()
+        self._meter = Meter(
+            self._steps, config.epochs, self._batches.per_epoch, self._state.seconds
+        )
+
+    def run(self) -> TrainResult:
+        """Train until the last epoch ends or a signal asks to stop.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+            CheckpointError: the last checkpoint cannot be written.
+            KeyboardInterrupt: a second signal came.
+        """
+        with _threads(self.config.threads), Interrupt() as interrupt:
+            try:
+                while self._state.epoch < self.config.epochs and not interrupt:
+                    if self._train_epoch(interrupt):
+                        self._end_epoch()
+                self._save(last=True)
+                self.model.eval()
+            finally:
+                for observer in self._observers:
+                    observer.closed()
+        return self._result(interrupt.signal)
+
+    def _train_epoch(self, interrupt: Interrupt) -> bool:
+        """Train on what is left of the epoch; tell whether its end was reached."""
+        state = self._state
+        self.model.train()
+        self._meter.start()
+        try:
+            for features, labels in self._batches.epoch(state.epoch, state.position):
+                self._step(features, labels)
+                state.position += 1
+                state.step += 1
+                if state.position < self._batches.per_epoch and self._stops_here(interrupt):
+                    return False
+        finally:
+            self._meter.stop()
+            state.seconds = self._meter.seconds
+        return True
+
+    def _step(self, features: sparse.csr_matrix, labels: Tensor) -> None:
+        rate = learning_rate(self.config, self._state.step, self._steps)
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = rate
+        if self._observers and self._group.size == 1:
+            self._meter.estimate(features, labels, self._answer)
+        loss = self.model(features, labels).loss
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(self._divergence(value))
+        self._optimizer.zero_grad()
+        loss.backward()
+        sum_gradients(self.model, self._group)
+        self._optimizer.step()
+        self._state.loss_sum += value * len(labels)
+        self._state.examples += len(labels)
+        self._meter.count(value, len(labels) * self._group.size)
+        snapshot = self._meter.report(self._state.step + 1, rate) if self._observers else None
+        if snapshot is not None:
+            for observer in self._observers:
+                observer.stepped(snapshot)
+
+    def _answer(self, features: sparse.csr_matrix) -> Tensor:
+        return likeliest(self.model, features)
+
+    def _divergence(self, value: float) -> str:
+        newest = None if self._saver is None else self._saver.newest
+        kept = "" if newest is None else f" The last checkpoint is {newest}."
+        return (
+            f"training: the loss is {value} at step {self._state.step + 1:,}, the run has "
+            f"diverged; begin afresh with a lower --lr than {self.config.lr:g}.{kept}"
+        )
+
+    def _stops_here(self, interrupt: Interrupt) -> bool:
+        """Make a save point if one is due at this step; tell whether to stop."""
+        point = self.config.save_point_steps
+        left = -self._state.step % point
+        if left:
+            return bool(interrupt) and self._group.size == 1 and not self._worth_waiting(left)
+        due = self._saver is not None and self._saver.due(self.config.checkpoint_minutes)
+        facts = self._group.table(int(bool(interrupt)), int(due))
+        stop, due = any(row[0] for row in facts), bool(facts[0][1])
+        if self._saver is not None:
+            self._settle()
+            if due and not stop:
+                self._meter.stop()
+                self._save()
+                self._meter.start()
+        return stop
+
+    def _worth_waiting(self, steps: int) -> bool:
+        """Whether the next save point is so near that an interrupted run should go on to it."""
+        if self._saver is None:
+            return False
+        return steps * self._meter.seconds_a_step(self._state.step) <= _PATIENCE
+
+    def _settle(self) -> None:
+        """Let all rows catch up and make the tables due, as taking their states does."""
+        self.model.state_dict()
+        self._optimizer.state_dict()
+
+    def _end_epoch(self) -> None:
+        state = self._state
+        if self._saver is not None:
+            self._settle()
+        state.epoch, state.position = state.epoch + 1, 0
+        metrics: dict[str, float] = {}
+        if self._evaluator is not None and self._evaluates(state.epoch):
+            metrics = self._evaluator(self.model)
+            for observer in self._observers:
+                observer.evaluated(state.step, state.epoch, metrics)
+        loss = state.loss_sum / state.examples
+        state.history.append(Epoch(state.epoch, state.step, state.seconds, loss, metrics))
+        state.loss_sum, state.examples = 0.0, 0
+        self._save()
+
+    def _evaluates(self, epoch: int) -> bool:
+        every = self.config.evaluate_every
+        return epoch == self.config.epochs or (every > 0 and epoch % every == 0)
+
+    def _save(self, last: bool = False) -> None:
+        if self._saver is None:
+            return
+        self._settle()
+        try:
+            self._saver.save(self.model, self._optimizer, self._state)
+        except CheckpointError as error:
+            if last:
+                raise
+            for observer in self._observers:
+                observer.noted(f"not saved, training goes on: {error}")
+
+    def _result(self, interrupted: int | None) -> TrainResult:
+        state = self._state
+        trained = state.step * self.config.batch  # the last batch of an epoch may be smaller
+        if state.position == 0:
+            trained = state.epoch * self._batches.examples
+        report = getattr(self.model.output, "report", None)
+        return TrainResult(
+            model=self.model,
+            config=self.config,
+            steps=state.step,
+            seconds=state.seconds,
+            examples_per_second=trained / state.seconds if state.seconds else 0.0,
+            skipped=self._batches.skipped,
+            history=state.history,
+            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            checkpoint=None if self._saver is None else self._saver.newest,
+            interrupted=interrupted,
+            sampling=report() if callable(report) else {},
+            bytes_sent=dict(self._group.sent),
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
