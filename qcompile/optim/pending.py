@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["catch_up", "owe"]
+__all__ = ["catch_up", "owe", "owed"]
 
 
-class _Flushable(Protocol):
+class _Owing(Protocol):
     def flush(self) -> None: ...
+    def bind(self, parameter: Tensor) -> Any: ...
 
 
 _owing: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def owe(parameter: Tensor, optimizer: _Flushable) -> None:
+def owe(parameter: Tensor, optimizer: _Owing) -> None:
     """Note that ``optimizer`` updates rows of ``parameter`` late."""
     _owing[parameter] = weakref.ref(optimizer)
+
+
+def _optimizer_of(parameter: Tensor) -> _Owing | None:
+    reference = _owing.get(parameter)
+    return None if reference is None else reference()
 
 
 def catch_up(parameters: Iterable[Tensor]) -> None:
     """Flush the optimisers that owe any of these parameters, all their parameters included."""
     for parameter in parameters:
-        reference = _owing.get(parameter)
-        optimizer = reference() if reference is not None else None
+        optimizer = _optimizer_of(parameter)
         if optimizer is not None:
             optimizer.flush()
+
+
+def owed(parameter: Tensor) -> Any:
+    """Return the ``_core.RowOptimizer`` with which rows of ``parameter`` catch up, or None.
+
+    For a forward that reads a few rows: those catch up first, and all others stay late. Rows that
+    an earlier forward has read do not change before the next step, and so neither does the
+    parameter's version.
+    """
+    optimizer = _optimizer_of(parameter)
+    return None if optimizer is None else optimizer.bind(parameter)

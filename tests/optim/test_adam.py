@@ -191,7 +191,12 @@ def test_flushing_twice_changes_nothing_and_catch_up_finds_the_optimizer():
     assert torch.equal(parameter, flushed)
 
 
-def test_threads_and_instruction_sets_do_not_matter():
+def bind(adam, arrays, rate=0.01):
+    value, first, second = arrays
+    return adam.bind(value, None, first, second, rate, 0.9, 0.999, 1e-8)
+
+
+def test_threads_do_not_matter():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 300, 2000)
     gradients = rng.standard_normal((2000, 33)).astype(np.float32)
@@ -201,8 +206,9 @@ def test_threads_and_instruction_sets_do_not_matter():
         adam = _core.RowAdam(300)
         for step in range(5):
             part = slice(400 * step, 400 * (step + 1))
-            adam.step(*arrays, ids[part], gradients[part], 0.01, 0.9, 0.999, 1e-8, threads)
-        adam.flush(*arrays, threads)
+            bind(adam, arrays).step(ids[part], gradients[part], threads)
+            adam.finish_step()
+        bind(adam, arrays).flush(threads)
         results.append(np.stack(arrays))
     assert (results[0] == results[1]).all()
     assert (results[0] == results[2]).all()
@@ -252,8 +258,10 @@ def test_rows_outside_the_matrix_are_refused_before_anything_changes():
     gradients = np.ones((2, 2), np.float32)
     for wrong in (4, -1):
         with pytest.raises(DataError, match="row"):
-            adam.step(*arrays, np.array([0, wrong]), gradients, 0.1, 0.9, 0.99, 1e-8)
+            bind(adam, arrays).step(np.array([0, wrong]), gradients)
+        with pytest.raises(DataError, match="row"):
+            bind(adam, arrays).catch_up(np.array([0, wrong]))
     assert adam.steps == 0
     assert not np.any(arrays)
     with pytest.raises(DataError, match="shape"):
-        adam.step(*arrays, np.array([0, 1]), np.ones((2, 3), np.float32), 0.1, 0.9, 0.99, 1e-8)
+        bind(adam, arrays).step(np.array([0, 1]), np.ones((2, 3), np.float32))

@@ -3,28 +3,22 @@
 #include <cstdint>
 
 #include "core/isa.h"
+#include "train/adam_idle.h"
+#include "train/late_rows.h"
+#include "train/row_matrix.h"
 
 namespace qcompile {
 
-// One row of a parameter and of its moments.
-struct AdamRow {
-  float* value;
-  float* first;
-  float* second;
-  int64_t size;
-};
-
-// value −= sum · first / (√second · spread + epsilon), then the moments decay.
-struct IdleStep {
-  float sum;
-  float spread;
-  float epsilon;
-  float first_decay;
-  float second_decay;
+// A parameter and its moments, [rows, depth] in the same storage.
+struct AdamMatrix {
+  RowMatrix weight;
+  void* first = nullptr;   // exponential average of gradients
+  void* second = nullptr;  // exponential average of squared gradients
 };
 
 // One step of Adam as torch.optim.Adam computes it in single precision.
 struct GradientStep {
+  float shrink;        // 1 − learning rate · decoupled weight decay
   float first_rate;    // 1 − β1
   float second_rate;   // 1 − β2
   float second_decay;  // β2
@@ -35,10 +29,13 @@ struct GradientStep {
 
 // Each element has its own chain of correctly rounded operations: equal for all instruction sets.
 struct AdamKernels {
-  void (*idle)(const AdamRow& row, const IdleStep& step);
-  void (*gradient)(const AdamRow& row, const float* gradient, const GradientStep& step);
+  // Lets rows catch up.
+  void (*idle)(const AdamMatrix& matrix, const RowBlock& block, const IdleTable& table);
+  // The same, and then one step with gradients [block.count, depth].
+  void (*step)(const AdamMatrix& matrix, const RowBlock& block, const IdleTable& table,
+               const float* gradients, const GradientStep& step);
 };
 
-const AdamKernels& adam_kernels(Isa isa = best_isa());
+const AdamKernels& adam_kernels(Storage storage, Isa isa = best_isa());
 
 }  // namespace qcompile

@@ -25,9 +25,18 @@ class RowOptimizer {
   virtual void catch_up(std::span<const uint32_t> ids, const Executor& executor) = 0;
 
   // Takes one step with rows `ids`, distinct; all others are idle. Gradients never meet memory as
-  // a whole: each part is consumed while it is in cache.
+  // a whole: each part is consumed while it is in cache. Throws std::logic_error if the matrix
+  // has taken a step since the optimiser's last finish_step().
   virtual void step(std::span<const uint32_t> ids, Gradients gradients,
                     const Executor& executor) = 0;
+
+  // Brings every row to the present step.
+  virtual void flush(const Executor& executor) = 0;
 };
+
+// One step with gradients [ids.size(), depth] of rows `ids`, which may repeat (they add up) and
+// come in any order. Throws std::out_of_range for an id that is no row, before anything changes.
+void step_repeated(RowOptimizer& optimizer, std::span<const int64_t> ids, const float* gradients,
+                   const Executor& executor);
 
 }  // namespace qcompile
