@@ -5,7 +5,6 @@
 
 #include "python/arrays.h"
 #include "python/module.h"
-#include "train/row_adam.h"
 #include "train/sparse_softmax.h"
 
 namespace nb = nanobind;
@@ -129,7 +128,11 @@ class PySoftmax {
     return to_array(std::vector<int64_t>(rows.begin(), rows.end()));
   }
   ArrayOut<uint32_t> shared() const { return to_array(softmax_.set().shared); }
-  ArrayOut<float> correction() const { return to_array(softmax_.set().correction); }
+  ArrayOut<float> correction() const {
+    const std::vector<float>& correction = softmax_.set().correction;
+    return to_array(
+        std::vector<float>(correction.begin(), correction.begin() + softmax_.set().examples));
+  }
   nb::list own() const {
     const ActiveSet& set = softmax_.set();
     nb::list lists;
@@ -146,7 +149,8 @@ class PySoftmax {
     require_shape("hidden", hidden, {softmax_.set().examples, depth_});
     require_shape("weight", weight, {neurons_, depth_});
     if (bias) require_shape("bias", *bias, {neurons_});
-    return {weight.data(), bias ? bias->data() : nullptr, depth_};
+    return {.weight = {weight.data(), Storage::kFloat32, depth_},
+            .bias = {bias ? bias->data() : nullptr, Storage::kFloat32, 1}};
   }
 
   void check_backward(const ArrayIn<float>& scale, const ArrayInOut<float>& grad_hidden) const {
@@ -185,40 +189,6 @@ void make_softmax(PySoftmax* self, const LshTables* tables, ArrayIn<float> hidde
                          .step = step};
   });
   new (self) PySoftmax(tables, hidden, labels, options, threads);
-}
-
-AdamMatrix matrix_from(const RowAdam& adam, const ArrayInOut<float>& value,
-                       const ArrayInOut<float>& first, const ArrayInOut<float>& second) {
-  require_shape("value", value, {adam.rows(), -1});
-  const auto depth = static_cast<int64_t>(value.shape(1));
-  require_shape("first moment", first, {adam.rows(), depth});
-  require_shape("second moment", second, {adam.rows(), depth});
-  return {value.data(), first.data(), second.data(), depth};
-}
-
-void adam_step(RowAdam& adam, ArrayInOut<float> value, ArrayInOut<float> first,
-               ArrayInOut<float> second, ArrayIn<int64_t> ids, ArrayIn<float> gradients,
-               double learning_rate, double beta1, double beta2, double epsilon, int threads) {
-  const AdamMatrix matrix = matrix_from(adam, value, first, second);
-  require_shape("ids", ids, {-1});
-  require_shape("gradients", gradients, {static_cast<int64_t>(ids.shape(0)), matrix.depth});
-  without_gil([&] {
-    adam.step(matrix, {ids.data(), ids.shape(0)}, gradients.data(),
-              {learning_rate, beta1, beta2, epsilon}, OpenMPExecutor(threads));
-  });
-}
-
-void adam_flush(RowAdam& adam, ArrayInOut<float> value, ArrayInOut<float> first,
-                ArrayInOut<float> second, int threads) {
-  const AdamMatrix matrix = matrix_from(adam, value, first, second);
-  without_gil([&] { adam.flush(matrix, OpenMPExecutor(threads)); });
-}
-
-RowAdam make_adam(int64_t rows, int64_t steps) {
-  if (rows < 0 || rows > LshTables::kMaxRows || steps < 0) {
-    raise_data_error("RowAdam: rows must be in [0, 2^31] and steps at least 0");
-  }
-  return RowAdam(rows, steps);
 }
 
 }  // namespace
@@ -261,22 +231,6 @@ void bind_train(nb::module_& module) {
                    "float32 [B] added to shared logits.")
       .def_prop_ro("own", &PySoftmax::own, nb::rv_policy::move,
                    "Per example, its labels and then its candidates.");
-  nb::class_<RowAdam>(module, "RowAdam", "Adam on rows; idle rows catch up when touched.")
-      .def(
-          "__init__",
-          [](RowAdam* self, int64_t rows, int64_t steps) {
-            new (self) RowAdam(make_adam(rows, steps));
-          },
-          nb::arg("rows"), nb::arg("steps") = 0)
-      .def_prop_ro("steps", &RowAdam::steps, "Steps taken so far.")
-      .def("step", &adam_step, nb::arg("value").noconvert(), nb::arg("first").noconvert(),
-           nb::arg("second").noconvert(), nb::arg("ids").noconvert(),
-           nb::arg("gradients").noconvert(), nb::arg("learning_rate"), nb::arg("beta1"),
-           nb::arg("beta2"), nb::arg("epsilon"), nb::arg("threads") = 0,
-           "One step with gradients [n, d] of rows ids [n], which may repeat.")
-      .def("flush", &adam_flush, nb::arg("value").noconvert(), nb::arg("first").noconvert(),
-           nb::arg("second").noconvert(), nb::arg("threads") = 0,
-           "Bring every row to the present step.");
 }
 
 }  // namespace qcompile

@@ -43,7 +43,8 @@ Results run(const Batch& batch, int64_t active, int64_t negatives, const Executo
   SparseSoftmax softmax(sample_active(
       &batch.tables, batch.hidden.data(), {batch.labels.data(), examples, 2},
       {.neurons = batch.neurons, .active = active, .negatives = negatives}, executor));
-  const OutputLayer layer{batch.weight.data(), batch.bias.data(), batch.depth};
+  const OutputLayer layer{.weight = {batch.weight.data(), Storage::kFloat32, batch.depth},
+                          .bias = {batch.bias.data(), Storage::kFloat32, 1}};
   const auto rows = static_cast<size_t>(softmax.rows());
   const auto depth = static_cast<size_t>(batch.depth);
   Results results{std::vector<float>(batch.scale.size()), std::vector<float>(batch.hidden.size()),

@@ -1,6 +1,7 @@
 #include "train/active_set.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "core/group.h"
+#include "core/lanes.h"
 #include "core/random.h"
 #include "train/candidates.h"
 
@@ -17,6 +19,30 @@ namespace {
 
 constexpr uint64_t kSharedSeed = 0x7368617265642121u;
 
+// A set of numbers below 2^32 − 1 that holds at most so many.
+class NumberSet {
+ public:
+  explicit NumberSet(int64_t most)
+      : bits_(std::bit_width(static_cast<uint64_t>(most)) + 1),
+        places_(size_t{1} << bits_, kFree) {}
+
+  // Whether `number` was not in the set before.
+  bool insert(uint32_t number) {
+    size_t place = (number * 0x9e3779b97f4a7c15u) >> (64 - bits_);
+    while (places_[place] != kFree) {
+      if (places_[place] == number) return false;
+      place = (place + 1) & (places_.size() - 1);
+    }
+    places_[place] = number;
+    return true;
+  }
+
+ private:
+  static constexpr uint32_t kFree = std::numeric_limits<uint32_t>::max();
+  int bits_;
+  std::vector<uint32_t> places_;
+};
+
 // `count` distinct numbers below `bound`, ascending (Floyd's method).
 std::vector<uint32_t> draw(int64_t count, int64_t bound, uint64_t seed, uint64_t stream) {
   std::vector<uint32_t> drawn(count);
@@ -24,16 +50,17 @@ std::vector<uint32_t> draw(int64_t count, int64_t bound, uint64_t seed, uint64_t
     std::iota(drawn.begin(), drawn.end(), 0u);
     return drawn;
   }
-  std::vector<bool> taken(bound);
+  NumberSet taken(count);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t last = bound - count + i;
-    uint64_t pick = below(random_bits(seed, stream, last), last + 1);
-    if (taken[pick]) pick = last;
-    taken[pick] = true;
-    drawn[i] = static_cast<uint32_t>(pick);
+    uint32_t pick = static_cast<uint32_t>(below(random_bits(seed, stream, last), last + 1));
+    if (!taken.insert(pick)) {
+      pick = static_cast<uint32_t>(last);
+      taken.insert(pick);
+    }
+    drawn[i] = pick;
   }
-  std::sort(drawn.begin(), drawn.end());
-  return drawn;
+  return group_positions(std::span<const uint32_t>(drawn), bound).keys;
 }
 
 // The distinct labels of one example, in the order in which they are given.
@@ -82,6 +109,7 @@ void list_rows(ActiveSet& set, int64_t neurons) {
   const size_t most = own.keys.size() + set.shared.size();
   set.rows.reserve(most);
   set.shared_place.reserve(most);
+  set.shared_rows.reserve(set.shared.size());
   set.row_offsets.reserve(most + 1);
   size_t group = 0, place = 0;
   while (group < own.keys.size() || place < set.shared.size()) {
@@ -91,6 +119,7 @@ void list_rows(ActiveSet& set, int64_t neurons) {
     const bool shared = place < set.shared.size() && set.shared[place] == id;
     set.rows.push_back(id);
     set.shared_place.push_back(shared ? static_cast<int32_t>(place) : -1);
+    if (shared) set.shared_rows.push_back(static_cast<uint32_t>(set.rows.size() - 1));
     set.row_offsets.push_back(static_cast<uint32_t>(own.offsets[group]));
     group += owned;
     place += shared;
@@ -104,7 +133,7 @@ void weigh_shared(ActiveSet& set, int64_t neurons) {
     if (set.shared_place[row] < 0) continue;
     for (uint32_t p : set.pairs_of(row)) ++overlap[set.example_of[p]];
   }
-  set.correction.resize(set.examples);
+  set.correction.resize((set.examples + kLanes - 1) / kLanes * kLanes);
   for (int64_t e = 0; e < set.examples; ++e) {
     const int64_t own = set.own_offsets[e + 1] - set.own_offsets[e];
     const int64_t outside = static_cast<int64_t>(set.shared.size()) - overlap[e];

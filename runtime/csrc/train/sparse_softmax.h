@@ -6,16 +6,13 @@
 
 #include "core/parallel.h"
 #include "train/active_set.h"
+#include "train/output_layer.h"
+#include "train/own_part.h"
 #include "train/row_optimizer.h"
+#include "train/shared_part.h"
+#include "train/workspace.h"
 
 namespace qcompile {
-
-// The output layer, row-major: weight [N, depth], bias [N] or null.
-struct OutputLayer {
-  const float* weight = nullptr;
-  const float* bias = nullptr;
-  int64_t depth = 0;
-};
 
 // What one part of all neurons contributes to the softmax of each example, each [B].
 struct Partial {
@@ -30,6 +27,8 @@ struct Partial {
 class SparseSoftmax {
  public:
   explicit SparseSoftmax(ActiveSet set);
+  SparseSoftmax(const SparseSoftmax&) = delete;
+  SparseSoftmax& operator=(const SparseSoftmax&) = delete;
 
   const ActiveSet& set() const { return set_; }
 
@@ -64,24 +63,19 @@ class SparseSoftmax {
                        const Executor& executor);
 
  private:
-  void own_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
-  void shared_logits(const float* hidden, const OutputLayer& layer, const Executor& executor);
-  void reduce(int64_t example, const Partial& result);
-  void logit_gradients(const float* scale, const Executor& executor);
-  void hidden_gradients(const OutputLayer& layer, float* grad_hidden, const Executor& executor);
-  void row_gradients(const float* hidden, int64_t depth, int64_t begin, int64_t end,
-                     float* grad_rows) const;
-  void bias_gradients(int64_t begin, int64_t end, float* grad_bias) const;
+  // Of the logits and of the hidden activations; what row_gradients() needs.
+  void start_backward(const BlockProducts& products, const float* scale, float* grad_hidden,
+                      const Executor& executor);
+  // Rows [begin, end); the biases' gradients go to the workspace.
+  void row_gradients(const BlockProducts& products, const float* hidden, int64_t begin, int64_t end,
+                     float* gradients);
 
   ActiveSet set_;
+  WorkspaceLease work_;
+  OwnPart own_;
+  SharedPart shared_;
   std::vector<float> log_normaliser_;  // [B]
   std::vector<int64_t> label_count_;   // [B] over all parts
-  std::vector<float> own_;             // [P] logits
-  std::vector<float> shared_;          // [B, S] logits
-  std::vector<float> shared_weight_;   // [S, depth], gathered
-  // Gradients of the logits, kept from one backward() to the next for their memory.
-  std::vector<float> own_grad_;     // [P]
-  std::vector<float> shared_grad_;  // [B, S]
 };
 
 }  // namespace qcompile
