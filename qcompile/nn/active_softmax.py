@@ -6,13 +6,14 @@ dense one for the hidden activations, row-sparse ones (COO tensors) for weight a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qcompile.config import LSH
+from qcompile.nn.row_sparse import row_gradient
 from qcompile.runtime import _core
 
 __all__ = ["active_log_prob"]
@@ -27,45 +28,49 @@ class _ActiveLogProb(torch.autograd.Function):
         bias: Tensor | None,
         batch: Any,
         sparse_grad: bool,
+        updates: _Updates | None,
     ) -> Tensor:
-        ctx.batch = batch
-        ctx.has_bias = bias is not None
-        ctx.sparse_grad = sparse_grad
+        if updates is not None:
+            batch.catch_up(*updates.bound())
+        ctx.batch, ctx.updates, ctx.sparse_grad = batch, updates, sparse_grad
+        ctx.bias = None if bias is None else bias.detach()
         ctx.save_for_backward(hidden, weight)
-        bias = None if bias is None else bias.detach()
-        return torch.from_numpy(batch.forward(hidden.detach(), weight.detach(), bias))
+        return torch.from_numpy(batch.forward(hidden.detach(), weight.detach(), ctx.bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        rows = torch.from_numpy(ctx.batch.rows)
+        hidden, weight = (tensor.detach() for tensor in ctx.saved_tensors)
+        scale = scale.contiguous()
         grad_hidden = torch.empty_like(hidden)
+        if ctx.updates is not None:
+            ctx.batch.backward_update(hidden, weight, scale, grad_hidden, *ctx.updates.bound())
+            return grad_hidden, None, None, None, None, None
+        rows = torch.from_numpy(ctx.batch.rows)
         grad_rows = hidden.new_empty(len(rows), hidden.shape[1])
         grad_bias = hidden.new_empty(len(rows))
-        ctx.batch.backward(
-            hidden.detach(), weight.detach(), scale.contiguous(), grad_hidden, grad_rows, grad_bias
-        )
-        gradient = _row_sparse if ctx.sparse_grad else _dense
-        count = weight.shape[0]
+        ctx.batch.backward(hidden, weight, scale, grad_hidden, grad_rows, grad_bias)
         return (
             grad_hidden,
-            gradient(rows, grad_rows, count),
-            gradient(rows, grad_bias, count) if ctx.has_bias else None,
+            row_gradient(rows, grad_rows, weight, ctx.sparse_grad),
+            None if ctx.bias is None else row_gradient(rows, grad_bias, ctx.bias, ctx.sparse_grad),
+            None,
             None,
             None,
         )
 
 
-def _row_sparse(rows: Tensor, values: Tensor, count: int) -> Tensor:
-    size = (count, *values.shape[1:])
-    return torch.sparse_coo_tensor(
-        rows[None], values, size, check_invariants=False, is_coalesced=True
-    )
+class _Updates(NamedTuple):
+    """The optimiser of a layer's parameters, where it steps within the backward pass."""
 
+    row_updates: Any
+    weight: Tensor
+    bias: Tensor | None
 
-def _dense(rows: Tensor, values: Tensor, count: int) -> Tensor:
-    return values.new_zeros(count, *values.shape[1:]).index_add_(0, rows, values)
+    def bound(self) -> tuple[Any, Any]:
+        """Return ``_core`` optimisers of weight and bias for this moment."""
+        bias = None if self.bias is None else self.row_updates.bound(self.bias)
+        return self.row_updates.bound(self.weight), bias
 
 
 def active_log_prob(
@@ -77,6 +82,7 @@ def active_log_prob(
     config: LSH,
     step: int,
     sparse_grad: bool,
+    row_updates: Any = None,
 ) -> Tensor:
     """Return the mean log-probability of each example's labels over its active neurons.
 
@@ -89,9 +95,11 @@ def active_log_prob(
         config: mode, how many neurons to activate and how they are chosen.
         step: counts training steps; selects the random numbers.
         sparse_grad: whether the gradients of weight and bias are row-sparse.
+        row_updates: a :class:`qcompile.optim.row_updates.RowUpdates` to update weight and bias
+            within the backward pass, or None to return their gradients.
 
     Returns:
-        float32 [B]. Row-sparse gradients are coalesced COO tensors.
+        float32 [B]. Row-sparse gradients are COO tensors with distinct, ascending rows.
     """
     batch = _core.SparseSoftmax(
         tables,
@@ -107,5 +115,7 @@ def active_log_prob(
         sampling=config.sampling,
         threshold=config.threshold,
     )
-    result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad)
+    fused = row_updates is not None and torch.is_grad_enabled()
+    updates = _Updates(row_updates, weight, bias) if fused else None
+    result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad, updates)
     return result

@@ -6,7 +6,6 @@ uniform sample standing for the rest, weighted so that the softmax is estimated 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from qcompile.config import LSH
-from qcompile.errors import DataError
 from qcompile.nn.active_softmax import active_log_prob
-from qcompile.nn.hash_tables import HashTables
+from qcompile.nn.hashed import Hashed
+from qcompile.nn.row_sparse import RowSparse
 from qcompile.nn.targets import check_hidden, label_matrix
-from qcompile.optim.pending import catch_up
 
 __all__ = ["LSHLinear", "LSHOutput"]
 
@@ -36,7 +34,7 @@ class LSHOutput(NamedTuple):
     loss: Tensor
 
 
-class LSHLinear(nn.Module):
+class LSHLinear(Hashed, RowSparse):
     """A linear output layer ``[..., d] -> [..., N]`` with LSH-sparse training.
 
     Without a target it is ``torch.nn.Linear``. With a target it returns a log-probability and a
@@ -102,22 +100,10 @@ class LSHLinear(nn.Module):
     def _adopt(self, linear: nn.Linear, config: LSH) -> None:
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        # Selectors belong to the search for the layer; they may be functions, which do not pickle.
-        self.config = dataclasses.replace(config, where=None)
-        self.sparse_grad = True
+        self._init_rows()
+        self._init_tables(config, self.in_features, self.out_features)
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
-        self._tables = HashTables(self.config, self.in_features, self.out_features)
-
-    @property
-    def steps(self) -> int:
-        """Training steps so far: calls with a target in training mode."""
-        return self._tables.steps
-
-    @property
-    def rehashes(self) -> int:
-        """Times that the schedule has rebuilt the tables."""
-        return self._tables.rehashes
 
     def reset_parameters(self) -> None:
         """Draw weight and bias afresh, as ``torch.nn.Linear`` does."""
@@ -170,73 +156,22 @@ class LSHLinear(nn.Module):
     @torch.compiler.disable
     def _sampled(self, hidden: Tensor, labels: Tensor) -> Tensor:
         self._check_trainable(hidden)
+        hidden = hidden.float().contiguous()
         weight = self.weight.contiguous()
-        tables = self._tables.current(weight.detach())
+        step = self._begin_step(hidden)
         output = active_log_prob(
-            hidden.float().contiguous(),
+            hidden,
             weight,
             None if self.bias is None else self.bias.contiguous(),
             labels,
-            tables,
+            self._tables.current(weight.detach()),
             self.config,
-            self._tables.steps,
+            step,
             self.sparse_grad,
+            self.row_updates,
         )
-        self._tables.advance()
+        self._end_step()
         return output
-
-    def _check_trainable(self, hidden: Tensor) -> None:
-        for name, tensor in (("hidden", hidden), *self.named_parameters()):
-            if tensor.device.type != "cpu":
-                raise DataError(
-                    f"LSHLinear: {name} is on {tensor.device}, but training runs on the CPU; "
-                    "move the layer and its input there, or call eval() for the exact loss."
-                )
-            if tensor is not hidden and tensor.dtype != torch.float32:
-                raise DataError(
-                    f"LSHLinear: {name} has dtype {tensor.dtype}, but training needs float32 "
-                    "parameters; call float() on this layer (its input may keep its type)."
-                )
-
-    def train(self, mode: bool = True) -> LSHLinear:
-        """Set the mode; idle rows that qcompile.optim.Adam has left behind catch up first."""
-        catch_up(self.parameters())
-        return super().train(mode)
-
-    def get_extra_state(self) -> Tensor:
-        """Return the place in the re-hash schedule, int64 [4]; the tables become due."""
-        return self._tables.save()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Go to a place in the schedule; the tables are rebuilt at the next training step.
-
-        Raises:
-            DataError: ``state`` is not what ``get_extra_state`` returns.
-        """
-        self._tables.load(state)
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        catch_up(self.parameters())
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        # A plain Linear's weights may be loaded: their schedule begins where this layer stands.
-        extra = prefix + "_extra_state"
-        if extra in missing_keys:
-            missing_keys.remove(extra)
-        self._tables.invalidate()
 
     def extra_repr(self) -> str:
         """Describe the layer in one line."""

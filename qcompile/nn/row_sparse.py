@@ -16,7 +16,7 @@ def row_gradient(rows: Tensor, values: Tensor, parameter: Tensor, sparse: bool) 
     """Return the gradient of a parameter of which some rows were touched.
 
     Args:
-        rows: int64 [R], which rows; one that occurs twice gets the sum.
+        rows: int64 [R], which rows; distinct and ascending.
         values: floating [R, ...], their gradients.
         parameter: [N, ...].
         sparse: whether to return a COO tensor, else a dense one.
@@ -28,7 +28,7 @@ def row_gradient(rows: Tensor, values: Tensor, parameter: Tensor, sparse: bool) 
     if not sparse:
         return values.new_zeros(parameter.shape).index_add_(0, rows, values)
     return torch.sparse_coo_tensor(
-        rows[None], values, parameter.shape, check_invariants=False, is_coalesced=False
+        rows[None], values, parameter.shape, check_invariants=False, is_coalesced=True
     )
 
 

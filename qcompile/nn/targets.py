@@ -15,12 +15,13 @@ PADDING = -1
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-def check_hidden(hidden: Tensor, in_features: int) -> None:
-    """Check the input of an output layer.
+def check_hidden(hidden: Tensor, in_features: int, layer: str = "LSHLinear") -> None:
+    """Check the input of a layer.
 
     Args:
         hidden: floating [..., in_features]; a tracer's proxy passes unchecked.
         in_features: d.
+        layer: its name, for the message.
 
     Raises:
         DataError: ``hidden`` has another width or type.
@@ -29,11 +30,11 @@ def check_hidden(hidden: Tensor, in_features: int) -> None:
         return
     if not hidden.is_floating_point():
         raise DataError(
-            f"LSHLinear: hidden has dtype {hidden.dtype}, expected floating-point activations."
+            f"{layer}: hidden has dtype {hidden.dtype}, expected floating-point activations."
         )
     if hidden.dim() == 0 or hidden.shape[-1] != in_features:
         raise DataError(
-            f"LSHLinear: hidden has shape {list(hidden.shape)}, "
+            f"{layer}: hidden has shape {list(hidden.shape)}, "
             f"expected the last axis to be {in_features} wide."
         )
 

@@ -1,0 +1,197 @@
+"""A hidden layer that computes few of its neurons for each example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812
+
+from qcompile.config import LSH
+from qcompile.nn.active_neurons import active_neurons, check_active
+from qcompile.nn.hashed import Hashed
+from qcompile.nn.row_sparse import RowSparse, row_gradient
+from qcompile.nn.targets import check_hidden
+from qcompile.runtime import _core
+
+__all__ = ["LSHHidden"]
+
+
+class LSHHidden(Hashed, RowSparse):
+    """A linear hidden layer ``[..., d] -> [..., H]`` with LSH-sparse training.
+
+    In training each example computes ``config.active`` neurons, those whose weights are likely to
+    have a large product with its input; the others output 0 and get no gradient, as in SLIDE
+    (MLSys 2020, section 3). ``mode="sampled"`` takes random neurons instead, ``mode="full"`` all.
+    ``config.negatives`` has no meaning here: there is no normaliser to estimate. In evaluation
+    mode all neurons are computed, as by ``torch.nn.Linear``. What follows should map 0 to 0 (ReLU,
+    GELU, tanh), so that an inactive neuron stays so.
+
+    What it gains: forward and backward touch ``active / H`` of the products, and only active rows
+    are trained. A dense product runs near the processor's peak and this one at the speed of
+    memory, so expect a gain from about H ≥ 16 · ``active`` and H in the thousands on; a narrow
+    layer is faster dense. The output is a dense tensor with zeros.
+
+    Gradients of weight and bias are row-sparse, see :class:`qcompile.nn.LSHLinear`; tables follow
+    the weights in the same way, counting calls in training mode. Parameters are float32 in
+    training, the input is cast.
+
+    Args:
+        in_features: d.
+        out_features: H, the number of neurons.
+        bias: whether neurons have a bias.
+        config: hash family, tables and sampling.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        weight: Parameter [H, d].
+        bias: Parameter [H] or None.
+
+    Raises:
+        ConfigurationError: ``config.active`` is below 2.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        config: LSH | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self._adopt(linear, config or LSH())
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: LSH | None = None) -> LSHHidden:
+        """Make a layer of ``linear``'s Parameter objects, in the same training mode."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._adopt(linear, config or LSH())
+        return layer.train(linear.training)
+
+    def _adopt(self, linear: nn.Linear, config: LSH) -> None:
+        check_active(config, "LSHHidden")
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._init_rows()
+        self._init_tables(config, self.in_features, self.out_features)
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias afresh, as ``torch.nn.Linear`` does."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+        self._tables.invalidate()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute the active neurons, in evaluation mode all.
+
+        Args:
+            hidden: floating [..., d].
+
+        Returns:
+            [..., H]; float32 in training.
+
+        Raises:
+            DataError: ``hidden`` has the wrong type or width, or training is asked for off the CPU
+                or with parameters not in float32.
+        """
+        check_hidden(hidden, self.in_features, type(self).__name__)
+        if not self.training:
+            return F.linear(hidden, self.weight, self.bias)
+        rows = hidden.reshape(-1, self.in_features)
+        return self._sampled(rows).reshape(*hidden.shape[:-1], self.out_features)
+
+    @torch.compiler.disable
+    def _sampled(self, hidden: Tensor) -> Tensor:
+        self._check_trainable(hidden)
+        hidden = hidden.float().contiguous()
+        weight = self.weight.contiguous()
+        step = self._begin_step(hidden)
+        lists = active_neurons(self._tables, hidden.detach(), weight.detach(), self.config, step)
+        output: Tensor = _ActiveProduct.apply(hidden, weight, self.bias, _Call(lists, self))
+        self._end_step()
+        return output
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line."""
+        c = self.config
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, mode={c.mode}, family={c.family}, active={c.active}"
+        )
+
+
+class _Call:
+    """The places of one batch's output [B, H] that are computed."""
+
+    def __init__(self, lists: list[np.ndarray], layer: LSHHidden) -> None:
+        sizes = [len(ids) for ids in lists]
+        columns = np.concatenate([np.empty(0, np.int64), *lists])
+        offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        examples = np.repeat(np.arange(len(lists)), sizes)
+        self.places = torch.from_numpy(examples * layer.out_features + columns)
+        self.shape = (len(lists), layer.out_features)
+        self.csr = _core.CsrProduct(
+            offsets, columns, np.zeros(len(columns), np.float32), layer.out_features
+        )
+        self.parameters = (layer.weight, layer.bias)
+        self.sparse_grad = layer.sparse_grad
+        self.updates = layer.row_updates if torch.is_grad_enabled() else None
+
+
+class _ActiveProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
+    ) -> Tensor:
+        threads = torch.get_num_threads()
+        if call.updates is not None:
+            for parameter in call.parameters:
+                if parameter is not None:
+                    call.csr.catch_up(call.updates.bound(parameter), threads)
+        ctx.call = call
+        ctx.save_for_backward(hidden, weight)
+        values = torch.empty(len(call.places))
+        bias = None if bias is None else bias.detach()
+        call.csr.products(hidden.detach(), weight.detach(), bias, values, threads)
+        output = torch.zeros(call.shape)
+        output.view(-1)[call.places] = values
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = (tensor.detach() for tensor in ctx.saved_tensors)
+        call, threads = ctx.call, torch.get_num_threads()
+        call.csr.set_values(grad_output.reshape(-1)[call.places])
+        grad_hidden = torch.empty_like(hidden)
+        call.csr.forward(weight, None, grad_hidden, threads)
+        if call.updates is not None:
+            _update(call, hidden, threads)
+            return grad_hidden, None, None, None
+        rows = torch.from_numpy(call.csr.rows)
+        grad_rows = hidden.new_empty(len(rows), hidden.shape[1])
+        call.csr.backward(hidden, grad_rows, threads)
+        grad_bias = None
+        if call.parameters[1] is not None:
+            sums = torch.from_numpy(call.csr.column_sums())
+            grad_bias = row_gradient(rows, sums, call.parameters[1], call.sparse_grad)
+        return grad_hidden, row_gradient(rows, grad_rows, weight, call.sparse_grad), grad_bias, None
+
+
+def _update(call: _Call, hidden: Tensor, threads: int) -> None:
+    weight, bias = call.parameters
+    call.csr.update(hidden, call.updates.bound(weight), threads)
+    if bias is not None:
+        sums = call.csr.column_sums()[:, None]
+        call.updates.bound(bias).step(call.csr.rows, sums, threads)
