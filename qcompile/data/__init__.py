@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from qcompile.data.reader import read_dataset as read_dataset
     from qcompile.data.sparse_dataset import SparseBatch as SparseBatch
     from qcompile.data.sparse_dataset import SparseDataset as SparseDataset
+    from qcompile.data.writer import write_xmc as write_xmc
 
 # A server that encodes its inputs by a module of this package needs none of these.
 _LAZY = {
     "SparseBatch": "qcompile.data.sparse_dataset",
     "SparseDataset": "qcompile.data.sparse_dataset",
     "read_dataset": "qcompile.data.reader",
+    "write_xmc": "qcompile.data.writer",
 }
 
 __all__ = sorted(_LAZY)
