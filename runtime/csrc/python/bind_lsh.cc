@@ -1,31 +1,45 @@
 #include <nanobind/stl/string.h>
 
+#include <array>
+#include <utility>
+
 #include "lsh/tables.h"
 #include "python/arrays.h"
 #include "python/module.h"
+#include "python/rows.h"
 
 namespace nb = nanobind;
 
 namespace qcompile {
 namespace {
 
+template <typename T, size_t kCount>
+T choice(const char* what, const std::string& name,
+         const std::array<std::pair<const char*, T>, kCount>& known) {
+  std::string names;
+  for (const auto& [text, value] : known) {
+    if (name == text) return value;
+    names += (names.empty() ? "" : ", ") + std::string(text);
+  }
+  throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "'; known: " + names);
+}
+
 FamilyName family_from(const std::string& name) {
-  if (name == "simhash") return FamilyName::kSimHash;
-  if (name == "wta") return FamilyName::kWta;
-  if (name == "dwta") return FamilyName::kDwta;
-  if (name == "doph") return FamilyName::kDoph;
-  throw std::invalid_argument("unknown hash family '" + name +
-                              "'; known: simhash, wta, dwta, doph");
+  return choice<FamilyName, 4>("hash family", name,
+                               {{{"simhash", FamilyName::kSimHash},
+                                 {"wta", FamilyName::kWta},
+                                 {"dwta", FamilyName::kDwta},
+                                 {"doph", FamilyName::kDoph}}});
 }
 
 Policy policy_from(const std::string& name) {
-  if (name == "fifo") return Policy::kFifo;
-  if (name == "reservoir") return Policy::kReservoir;
-  throw std::invalid_argument("unknown bucket policy '" + name + "'; known: fifo, reservoir");
+  return choice<Policy, 2>("bucket policy", name,
+                           {{{"fifo", Policy::kFifo}, {"reservoir", Policy::kReservoir}}});
 }
 
 LshTables make_tables(int64_t dimension, int64_t rows, const std::string& family, int64_t tables,
-                      int64_t hashes, int64_t bucket, const std::string& policy, uint64_t seed) {
+                      int64_t hashes, int64_t bucket, const std::string& policy, uint64_t seed,
+                      bool incremental) {
   return without_gil([&] {
     return LshTables({.family = family_from(family),
                       .dimension = dimension,
@@ -34,7 +48,8 @@ LshTables make_tables(int64_t dimension, int64_t rows, const std::string& family
                       .hashes = hashes,
                       .bucket = bucket,
                       .policy = policy_from(policy),
-                      .seed = seed});
+                      .seed = seed,
+                      .incremental = incremental});
   });
 }
 
@@ -49,9 +64,24 @@ ArrayOut<uint32_t> keys(const LshTables& tables, ArrayIn<float> vectors, int thr
                   {static_cast<size_t>(tables.options().tables), vectors.shape(0)});
 }
 
-void build(LshTables& tables, ArrayIn<float> matrix, uint64_t generation, int threads) {
+RowsView matrix_of(const LshTables& tables, const RowsIn& matrix) {
   require_shape("matrix", matrix, {tables.options().rows, tables.options().dimension});
-  without_gil([&] { tables.build(matrix.data(), generation, OpenMPExecutor(threads)); });
+  return rows_view("matrix", matrix, tables.options().rows);
+}
+
+void build(LshTables& tables, RowsIn matrix, uint64_t generation, int threads, uint64_t draw) {
+  const RowsView rows = matrix_of(tables, matrix);
+  without_gil([&] { tables.build(rows, {generation, draw}, OpenMPExecutor(threads)); });
+}
+
+void begin(LshTables& tables, int64_t slices, uint64_t generation, uint64_t draw) {
+  without_gil([&] { tables.begin({generation, draw}, slices); });
+}
+
+bool advance(LshTables& tables, RowsIn matrix, int threads) {
+  if (!tables.building()) raise_data_error("no build of the hash tables was begun: call begin");
+  const RowsView rows = matrix_of(tables, matrix);
+  return without_gil([&] { return tables.advance(rows, OpenMPExecutor(threads)); });
 }
 
 ArrayOut<uint32_t> bucket(const LshTables& tables, int64_t table, int64_t key) {
@@ -63,6 +93,29 @@ ArrayOut<uint32_t> bucket(const LshTables& tables, int64_t table, int64_t key) {
   return to_array(std::vector<uint32_t>(rows.begin(), rows.end()));
 }
 
+nb::dict occupancy(const LshTables& tables) {
+  Occupancy found = without_gil([&] { return tables.occupancy(); });
+  nb::dict result;
+  result["buckets_by_rows"] = to_array(std::move(found.buckets_by_rows)).cast();
+  result["dropped"] = found.dropped;
+  result["table_bytes"] = found.table_bytes;
+  result["key_bytes"] = found.key_bytes;
+  result["lookup_bytes"] = found.lookup_bytes;
+  return result;
+}
+
+nb::dict last_lookup(const LshTables& tables) {
+  const LookupStatistics last = tables.lookups().last();
+  nb::dict result;
+  result["examples"] = last.examples;
+  result["collisions"] = last.collisions;
+  result["candidates"] = last.candidates;
+  result["active"] = last.active;
+  result["least"] = last.least;
+  result["most"] = last.most;
+  return result;
+}
+
 }  // namespace
 
 void bind_lsh(nb::module_& module) {
@@ -71,19 +124,30 @@ void bind_lsh(nb::module_& module) {
           "__init__",
           [](LshTables* self, int64_t dimension, int64_t rows, const std::string& family,
              int64_t tables, int64_t hashes, int64_t bucket, const std::string& policy,
-             uint64_t seed) {
-            new (self) LshTables(
-                make_tables(dimension, rows, family, tables, hashes, bucket, policy, seed));
+             uint64_t seed, bool incremental) {
+            new (self) LshTables(make_tables(dimension, rows, family, tables, hashes, bucket,
+                                             policy, seed, incremental));
           },
           nb::arg("dimension"), nb::arg("rows"), nb::arg("family"), nb::arg("tables"),
-          nb::arg("hashes"), nb::arg("bucket"), nb::arg("policy"), nb::arg("seed"))
+          nb::arg("hashes"), nb::arg("bucket"), nb::arg("policy"), nb::arg("seed"),
+          nb::arg("incremental") = false)
       .def_prop_ro("key_bits", &LshTables::key_bits, "Bits of a key after folding.")
-      .def_prop_ro("built", &LshTables::built, "Whether build was called.")
+      .def_prop_ro("built", &LshTables::built, "Whether the tables can be looked up.")
+      .def_prop_ro("building", &LshTables::building, "Whether a build in slices is under way.")
+      .def_prop_ro("hashed_rows", &LshTables::hashed_rows,
+                   "Rows whose keys the latest build computed.")
       .def("keys", &keys, nb::arg("vectors").noconvert(), nb::arg("threads") = 0,
            nb::arg("isa") = "auto", "Keys uint32 [L, n] of float32 vectors [n, d].")
       .def("build", &build, nb::arg("matrix").noconvert(), nb::arg("generation") = 0,
-           nb::arg("threads") = 0, "Fill the tables with the rows of float32 matrix [N, d].")
-      .def("bucket", &bucket, nb::arg("table"), nb::arg("key"), "Rows in one bucket.");
+           nb::arg("threads") = 0, nb::arg("draw") = 0,
+           "Fill the tables with the rows of matrix [N, d], float32 or bfloat16.")
+      .def("begin", &begin, nb::arg("slices"), nb::arg("generation") = 0, nb::arg("draw") = 0,
+           "Begin to build other tables, which replace these after `slices` times advance.")
+      .def("advance", &advance, nb::arg("matrix").noconvert(), nb::arg("threads") = 0,
+           "Do one slice of the work; True if it was the last.")
+      .def("bucket", &bucket, nb::arg("table"), nb::arg("key"), "Rows in one bucket.")
+      .def("occupancy", &occupancy, "How full the buckets are, and the memory that is held.")
+      .def("last_lookup", &last_lookup, "What the latest lookup of candidates found.");
 }
 
 }  // namespace qcompile

@@ -1,0 +1,55 @@
+#include "lsh/buckets.h"
+
+#include <algorithm>
+
+#include "core/random.h"
+
+namespace qcompile {
+namespace {
+
+constexpr uint64_t kReservoirSeed = 0x7265736572766f69u;
+
+// Side by side, for one cache miss a row.
+struct Slot {
+  uint32_t begin;
+  uint32_t seen;
+};
+
+}  // namespace
+
+template <typename Key>
+void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRules& rules) {
+  const int64_t buckets = int64_t{1} << key_bits;
+  const uint32_t capacity = static_cast<uint32_t>(rules.capacity);
+  std::vector<Slot> slots(buckets);
+  for (Key key : keys) ++slots[key].seen;
+  offsets_.resize(buckets + 1);
+  uint32_t total = 0;
+  for (int64_t b = 0; b < buckets; ++b) {
+    offsets_[b] = total;
+    total += std::min(slots[b].seen, capacity);
+    slots[b] = {offsets_[b], 0};
+  }
+  offsets_[buckets] = total;
+  rows_.resize(total);
+  const uint64_t seed = rules.seed ^ kReservoirSeed;
+  const uint32_t count = static_cast<uint32_t>(keys.size());
+  for (uint32_t row = 0; row < count; ++row) {
+    Slot& slot = slots[keys[row]];
+    const uint32_t before = slot.seen++;
+    uint64_t place = before;
+    if (before >= capacity) {
+      // Item number n = before + 1 enters a reservoir with probability capacity / n (Vitter, 1985).
+      place = rules.policy == Policy::kFifo
+                  ? before % capacity
+                  : below(random_bits(seed, rules.stream, row), uint64_t{before} + 1);
+      if (place >= capacity) continue;
+    }
+    rows_[slot.begin + place] = row;
+  }
+}
+
+template void BucketTable::fill(std::span<const uint16_t>, int, const BucketRules&);
+template void BucketTable::fill(std::span<const uint32_t>, int, const BucketRules&);
+
+}  // namespace qcompile
