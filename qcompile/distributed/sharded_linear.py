@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -178,15 +179,16 @@ class ShardedLSHLinear(LSHLinear):
     def _trained(self, hidden: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         weight = self.weight.contiguous()
         share = self._share
+        step = self._begin_step(hidden)
         batch = _core.SparseSoftmax(
-            self._tables.current(weight.detach()) if share.mode == "lsh" else None,
+            self._tables.current(weight.detach()),
             examples.hidden,
             self._local(examples.labels),
             len(weight),
             share.active,
             share.negatives,
             share.seed,
-            self._tables.steps,
+            step,
             torch.get_num_threads(),
             mode=share.mode,
             sampling=share.sampling,
@@ -201,9 +203,9 @@ class ShardedLSHLinear(LSHLinear):
             examples,
             batch,
             self.sparse_grad,
-            getattr(self, "row_updates", None),
+            self.row_updates,
         )
-        self._tables.advance()
+        self._end_step()
         return result
 
     @torch.no_grad()
@@ -218,12 +220,19 @@ class ShardedLSHLinear(LSHLinear):
         return log_prob[examples.own], -log_prob.mean()
 
     @torch.no_grad()
-    def top_k(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top_k(
+        self,
+        hidden: Tensor,
+        k: int,
+        scan: Callable[[Tensor, int], tuple[Any, Any]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return the classes with the highest scores, best first, for this rank's examples.
 
         Args:
             hidden: floating [..., d].
             k: how many, at most N and the same on all ranks.
+            scan: finds the k best of this rank's classes [B, k], numbered from 0, for hidden
+                float32 [B, d]; computes all scores by default.
 
         Returns:
             Scores float32 [..., k] and classes int64 [..., k]; of equal scores the lower class.
@@ -236,13 +245,11 @@ class ShardedLSHLinear(LSHLinear):
             raise DataError(f"top_k: k must be in [1, {self.out_features}], got {k!r}.")
         rows = hidden.reshape(-1, self.in_features).float().contiguous()
         examples = gather_examples(self.group, rows, _unlabelled(rows))
-        found = torch.full((len(examples.hidden), 2, k), -1, dtype=torch.int32)
+        scores, classes = self._own_best(examples.hidden, min(k, self.high - self.low), scan)
+        found = torch.full((len(scores), 2, k), -1, dtype=torch.int32)
         found[:, 0] = torch.full((), -math.inf).view(torch.int32)
-        local = min(k, self.high - self.low)
-        for block in self._blocks(len(found)):
-            best = self._scores(examples.hidden[block]).topk(local)
-            found[block, 0, :local] = best.values.contiguous().view(torch.int32)
-            found[block, 1, :local] = (best.indices + self.low).int()
+        found[:, 0, : scores.shape[1]] = scores.contiguous().view(torch.int32)
+        found[:, 1, : scores.shape[1]] = classes + self.low
         own = len(rows)
         parts = self.group.exchange(found, examples.counts, [own] * self.group.size)
         parts = parts.view(self.group.size, own, 2, k).permute(2, 1, 0, 3)
@@ -251,6 +258,17 @@ class ShardedLSHLinear(LSHLinear):
         shape = (*hidden.shape[:-1], k)
         classes = parts[1].gather(1, order)[:, :k].long()
         return scores[:, :k].reshape(shape), classes.reshape(shape)
+
+    def _own_best(
+        self, hidden: Tensor, k: int, scan: Callable[[Tensor, int], tuple[Any, Any]] | None
+    ) -> tuple[Tensor, Tensor]:
+        if not len(hidden):
+            return hidden.new_empty(0, k), torch.empty(0, k, dtype=torch.int64)
+        if scan is not None:
+            scores, classes = scan(hidden, k)
+            return torch.as_tensor(scores), torch.as_tensor(classes)
+        best = [self._scores(hidden[rows]).topk(k) for rows in self._blocks(len(hidden))]
+        return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities of all classes, [..., N], for hidden [..., d]."""

@@ -116,9 +116,9 @@ def sharded_log_prob(
         Gradients are those of the loss alone, or of what every rank computes of its own
         log-probabilities, added up.
     """
-    result: tuple[Tensor, Tensor] = _ShardedLogProb.apply(
-        hidden, weight, bias, _Call(group, examples, batch, sparse_grad, row_updates)
-    )
+    fused = row_updates is not None and torch.is_grad_enabled()
+    call = _Call(group, examples, batch, weight, bias, sparse_grad, row_updates if fused else None)
+    result: tuple[Tensor, Tensor] = _ShardedLogProb.apply(hidden, weight, bias, call)
     return result
 
 
@@ -127,8 +127,15 @@ class _Call:
     group: Group
     examples: Examples
     batch: Any
+    weight: Tensor
+    bias: Tensor | None
     sparse_grad: bool
     row_updates: Any
+
+    def optimizers(self) -> tuple[Any, Any]:
+        """Return ``_core`` optimisers of weight and bias for this moment."""
+        bias = None if self.bias is None else self.row_updates.bound(self.bias)
+        return self.row_updates.bound(self.weight), bias
 
 
 class _ShardedLogProb(torch.autograd.Function):
@@ -136,12 +143,11 @@ class _ShardedLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor]:
+        if call.row_updates is not None:
+            call.batch.catch_up(*call.optimizers())
         ctx.call = call
-        ctx.parameters = (weight, bias)
         ctx.save_for_backward(weight)
         ctx.set_materialize_grads(False)
-        if call.row_updates is not None:
-            call.batch.catch_up(*_optimizers(call.row_updates, weight, bias))
         part = call.batch.partial(
             call.examples.hidden, weight.detach(), None if bias is None else bias.detach()
         )
@@ -164,35 +170,23 @@ class _ShardedLogProb(torch.autograd.Function):
         if grad_loss is not None:
             scale -= grad_loss / len(hidden)
         grad_hidden = torch.empty_like(hidden)
-        gradients = _backward(ctx, call, scale, grad_hidden)
+        gradients = _backward(call, ctx.saved_tensors[0].detach(), scale, grad_hidden)
         return call.group.sum_rows(grad_hidden, call.examples.counts), *gradients, None
 
 
 def _backward(
-    ctx: Any, call: _Call, scale: Tensor, grad_hidden: Tensor
+    call: _Call, weight: Tensor, scale: Tensor, grad_hidden: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fill ``grad_hidden`` [B, d]; update weight and bias, or return their gradients."""
-    (weight,) = ctx.saved_tensors
-    bias = ctx.parameters[1]
     hidden = call.examples.hidden
     if call.row_updates is not None:
-        call.batch.backward_update(
-            hidden,
-            weight.detach(),
-            scale,
-            grad_hidden,
-            *_optimizers(call.row_updates, *ctx.parameters),
-        )
+        call.batch.backward_update(hidden, weight, scale, grad_hidden, *call.optimizers())
         return None, None
     rows = torch.from_numpy(call.batch.rows)
     grad_rows = torch.empty(len(rows), hidden.shape[1])
     grad_bias = torch.empty(len(rows))
-    call.batch.backward(hidden, weight.detach(), scale, grad_hidden, grad_rows, grad_bias)
+    call.batch.backward(hidden, weight, scale, grad_hidden, grad_rows, grad_bias)
     return (
         row_gradient(rows, grad_rows, weight, call.sparse_grad),
-        None if bias is None else row_gradient(rows, grad_bias, bias, call.sparse_grad),
+        None if call.bias is None else row_gradient(rows, grad_bias, call.bias, call.sparse_grad),
     )
-
-
-def _optimizers(row_updates: Any, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
-    return row_updates.bound(weight), None if bias is None else row_updates.bound(bias)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group, ShardedLSHLinear
+from qcompile.distributed import Group, ShardedLSHLinear, distribute
 from qcompile.nn.lsh import LSHLinear
 from qcompile.optim import SGD, Adam, AdamW
 from qcompile.training.batches import moments
@@ -20,6 +20,8 @@ __all__ = ["build_head", "build_model", "build_optimizer"]
 
 def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> ExtremeClassifier:
     """Return the network with fresh weights, which depend on ``config.seed`` and the data alone.
+
+    Several ranks divide the output layer; the first layer learns from the examples of all.
 
     Raises:
         ConfigurationError: the form of quadratic neuron needs too many weights.
@@ -35,7 +37,7 @@ def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> Extr
             output=build_head(config, train.num_labels, group),
         )
         model.draw(torch.Generator().manual_seed(config.seed), *moments(train))
-    return model
+    return model if group.size == 1 else distribute(model, group)
 
 
 def build_head(config: TrainConfig, labels: int, group: Group) -> nn.Module:
@@ -49,16 +51,10 @@ def build_head(config: TrainConfig, labels: int, group: Group) -> nn.Module:
     return ShardedLSHLinear(config.hidden[-1], labels, group=group, **options)
 
 
-def build_optimizer(config: TrainConfig, model: ExtremeClassifier, group: Group) -> Any:
-    """Return the optimiser, which updates the large layers within ``backward()``.
-
-    With several ranks the first layer is left to ``step()``, since its gradients are added up over
-    ranks before.
-    """
+def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
+    """Return the optimiser, which updates the large layers within ``backward()``."""
     kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
     optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     fused = [module for module in model.modules() if hasattr(module, "row_updates")]
-    if group.size > 1:
-        fused = [model.output]
     optimizer.step_in_backward(*fused)
     return optimizer

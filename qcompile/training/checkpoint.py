@@ -4,6 +4,9 @@ A checkpoint is ``step-000000001234/`` with ``tensors.safetensors`` (weights, op
 ``state.json`` (everything else). It is written under a name that is never read, synced to disk and
 renamed; then all but the newest two are removed. Tensors are written one by one from where they
 lie, so that saving needs no second copy in memory.
+
+Of several ranks each writes a file of its own, into one folder that all of them see; the first
+writes ``state.json`` when all files are whole, and renames. Any number of ranks can read it.
 """
 
 from __future__ import annotations
@@ -12,37 +15,25 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qcompile.distributed import Group
 from qcompile.errors import CheckpointError
+from qcompile.training.tensor_files import file_name, read_tensors, write_tensors
 
 __all__ = ["Checkpoint", "find", "load", "prune", "save"]
 
 FORMAT = 1
 KEPT = 2
+_MOST_FILES = 1 << 16
+_MOST_ROWS = 1 << 40
 _NAME = re.compile(r"step-(\d{12})")
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
-_STRETCH = 1 << 24  # bytes written at a time
-_TYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -60,46 +51,91 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    divided: Mapping[str, int] | None = None,
+    group: Group | None = None,
+) -> Path:
     """Write a checkpoint of step ``step`` into ``folder``, which is made where it is missing.
 
-    A folder belongs to one run: a whole checkpoint of this step is left as it is.
+    A folder belongs to one run: a whole checkpoint of this step is left as it is. With several
+    ranks a collective; those after the first write their rows of divided tensors alone.
+
+    Args:
+        folder: where checkpoints are.
+        step: of the run.
+        tensors: by name.
+        state: plain JSON types, those of the first rank.
+        divided: rows over all ranks of the tensors that these share, by name.
+        group: the ranks; alone by default.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: it cannot be written, for want of space for instance; those before it are
-            as they were.
+        CheckpointError: some rank cannot write it, for want of space for instance; those before it
+            are as they were.
     """
+    group, divided = group or Group(), divided or {}
     final = folder / f"step-{step:012d}"
-    if _is_whole(final):
+    whole, process = group.table(int(_is_whole(final)), os.getpid())[0]
+    if whole:
         return final
-    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    partial = folder / f".{final.name}.{process}.partial"
+    own = partial / file_name(group.rank, group.size)
+    kept = tensors if group.rank == 0 else {name: tensors[name] for name in divided}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_partial(folder)
-        partial.mkdir()
-        _write_tensors(partial / _TENSORS, tensors)
-        # Written last: says of what size the other file is when it is whole.
-        size = (partial / _TENSORS).stat().st_size
-        content = {"format": FORMAT, "bytes": size, **state}
-        with (partial / _STATE).open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(partial)
-        if final.exists():  # damaged, as it is not whole
-            shutil.rmtree(final)
-        partial.rename(final)
-        _sync(folder)
+        _together(group, lambda: _prepare(partial), group.rank == 0)
+        _together(group, lambda: write_tensors(own, kept))
+        # Written last: says of what size the other files are when they are whole.
+        sizes = [row[0] for row in group.table(own.stat().st_size)]
+        content = {"format": FORMAT, "bytes": sizes, "divided": dict(divided), **state}
+        _together(group, lambda: _commit(partial, final, content), group.rank == 0)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if group.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{final}: cannot be written: {error.strerror or error}. Earlier checkpoints are as "
             "they were; make room or choose another folder."
         ) from error
     return final
+
+
+def _together(group: Group, action: Callable[[], None], mine: bool = True) -> None:
+    """Do something on some ranks; an OSError of one is one on all."""
+    error = None
+    try:
+        if mine:
+            action()
+    except OSError as raised:
+        error = raised
+    failed = [rank for rank, row in enumerate(group.table(int(error is not None))) if row[0]]
+    if error is not None:
+        raise error
+    if failed:
+        raise OSError(f"rank {failed[0]} could not do its part; see its message")
+
+
+def _prepare(partial: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _remove_partial(partial.parent)
+    partial.mkdir()
+
+
+def _commit(partial: Path, final: Path, content: Mapping[str, Any]) -> None:
+    with (partial / _STATE).open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(partial)
+    if final.exists():  # damaged, as it is not whole
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync(final.parent)
 
 
 def prune(folder: Path, kept: int = KEPT) -> None:
@@ -125,8 +161,13 @@ def find(folder: Path) -> Path:
     )
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path, group: Group | None = None) -> Checkpoint:
     """Read the newest whole checkpoint in ``folder``, or the one that ``folder`` is.
+
+    Args:
+        folder: see above.
+        group: the ranks, each of which gets its rows of divided tensors; alone by default, which
+            gets all.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another release.
@@ -137,13 +178,12 @@ def load(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: is of format {state.get('format')!r}, this release reads {FORMAT}."
         )
-    try:
-        with safe_open(path / _TENSORS, framework="pt") as file:
-            # Copies: the file may be removed, and a mapped tensor would go with it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path / _TENSORS}: is damaged: {error}.") from error
-    return Checkpoint(path, tensors, state)
+    divided, files = state.get("divided"), len(_sizes(path, state))
+    counts = divided.values() if isinstance(divided, dict) else [None]
+    if not all(isinstance(rows, int) and 0 < rows <= _MOST_ROWS for rows in counts):
+        raise CheckpointError(f"{path / _STATE}: says nonsense of divided tensors: {divided!r}.")
+    rank, ranks = (group.rank, group.size) if group else (0, 1)
+    return Checkpoint(path, read_tensors(path, files, divided, rank, ranks), state)
 
 
 def _names(folder: Path) -> list[Path]:
@@ -157,9 +197,19 @@ def _names(folder: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return bool(_read_state(path).get("bytes") == (path / _TENSORS).stat().st_size)
+        sizes = _sizes(path, _read_state(path))
+        names = [file_name(rank, len(sizes)) for rank in range(len(sizes))]
+        return sizes == [(path / name).stat().st_size for name in names]
     except (CheckpointError, OSError):
         return False
+
+
+def _sizes(path: Path, state: Mapping[str, Any]) -> list[Any]:
+    """Return what ``state`` says of the sizes of the files, by rank."""
+    sizes = state.get("bytes")
+    if not isinstance(sizes, list) or not 0 < len(sizes) <= _MOST_FILES:
+        raise CheckpointError(f"{path / _STATE}: does not name the sizes of the other files.")
+    return sizes
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -170,36 +220,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path / _STATE}: is not the state of a run.")
     return state
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file: length of the header, header, tensors."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            if tensor.numel():
-                data = _bytes(tensor)
-                for begin in range(0, len(data), _STRETCH):
-                    file.write(data[begin : begin + _STRETCH])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    array: np.ndarray = flat.view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def _remove_partial(folder: Path) -> None:

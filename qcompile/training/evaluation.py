@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
 from qcompile.data import metrics
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group
+from qcompile.distributed import Group, Partition
 from qcompile.errors import DataError
 from qcompile.training.model import ExtremeClassifier
 from qcompile.training.scoring import best_labels
@@ -43,7 +46,7 @@ class Evaluator:
     def __call__(self, model: ExtremeClassifier) -> dict[str, float]:
         """Return the figures, by name; the model is put into evaluation mode."""
         model.eval()
-        best = best_labels(model, self._test, self._rows, self._ks[-1])
+        best = self._best(model)
         labels = self._test.labels[self._rows]
         found: dict[str, float] = {}
         for k in self._ks:
@@ -55,3 +58,12 @@ class Evaluator:
         for k in self._ks:
             found[f"PSnDCG@{k}"] = metrics.psndcg_at_k(best, labels, self._propensity, k)
         return found
+
+    def _best(self, model: ExtremeClassifier) -> np.ndarray:
+        """Return the best labels of all rows; each rank asks for its part of them."""
+        parts = Partition(len(self._rows), self._group.size)
+        low, high = parts.range(self._group.rank)
+        own = self._rows[low:high]
+        best = best_labels(model, self._test, own, self._ks[-1], max(parts.sizes))
+        everything: np.ndarray = self._group.gather(torch.from_numpy(best), parts.sizes).numpy()
+        return everything

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group
+from qcompile.distributed import Group, agree
 from qcompile.errors import CheckpointError, ConfigurationError
+from qcompile.nn.lsh import LSHLinear
 from qcompile.training import checkpoint
 from qcompile.training.config import TrainConfig
 from qcompile.training.fingerprint import differences, fingerprint
@@ -86,7 +87,7 @@ class Saver:
         )
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
-        """Write a checkpoint; all but the newest two are removed.
+        """Write a checkpoint; all but the newest two are removed. A collective.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -100,8 +101,16 @@ class Saver:
             "model": _take("model", model.state_dict(), tensors),
             "optimizer": _take("optimizer", optimizer.state_dict(), tensors),
         }
-        self.newest = checkpoint.save(self._folder, state.step, tensors, content)
-        checkpoint.prune(self._folder)
+        self.newest = checkpoint.save(
+            self._folder,
+            state.step,
+            tensors,
+            content,
+            divided=_divided(model, optimizer, tensors),
+            group=self._group,
+        )
+        if self._group.rank == 0:
+            checkpoint.prune(self._folder)
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> State:
         """Put weights and optimiser in the state of the newest checkpoint; return the run's.
@@ -109,8 +118,9 @@ class Saver:
         Raises:
             CheckpointError: there is none, it is damaged, or of another configuration or data.
         """
-        saved = checkpoint.load(self._folder)
+        saved = checkpoint.load(self._folder, self._group)
         self._check(saved)
+        agree(self._group, {"the newest checkpoint": saved.path.name})
         try:
             model.load_state_dict(_give(saved.state["model"], saved.tensors))
             values = _give(saved.state["optimizer"], saved.tensors)
@@ -140,6 +150,25 @@ class Saver:
                 f"{saved.path}: was made by another run, which differs in: {'; '.join(wrong)}. "
                 "Resume with what it was begun with, or begin a new run in another folder."
             )
+
+
+def _divided(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Name the tensors of which ranks have rows, those of output layers, and all of their rows."""
+    numbers: dict[int, int] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            numbers[id(parameter)] = len(numbers)
+    divided: dict[str, int] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, LSHLinear):
+            continue
+        for name, parameter in module.named_parameters(path, recurse=False):
+            moments = f"optimizer.state.{numbers.get(id(parameter))}."
+            names = [n for n in tensors if n == f"model.{name}" or n.startswith(moments)]
+            # Moments are by row; what has no rows, a count of steps say, is the same everywhere.
+            by_row = [n for n in names if tensors[n].shape[:1] == parameter.shape[:1]]
+            divided.update(dict.fromkeys(by_row, module.out_features))
+    return divided
 
 
 def _take(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:

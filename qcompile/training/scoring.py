@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from qcompile.data.sparse_dataset import SparseDataset
+from qcompile.distributed import ShardedLSHLinear
 from qcompile.runtime import _core
 from qcompile.training.model import ExtremeClassifier
 
@@ -21,24 +24,32 @@ _NEURONS = 1 << 15  # scored at a time where rows are not packed
 
 @torch.no_grad()
 def best_labels(
-    model: ExtremeClassifier, dataset: SparseDataset, rows: np.ndarray, k: int
+    model: ExtremeClassifier,
+    dataset: SparseDataset,
+    rows: np.ndarray,
+    k: int,
+    most: int = 0,
 ) -> np.ndarray:
     """Return the k labels of highest score of some rows, best first, int64 [len(rows), k].
 
     Rows of the output layer are packed to int8, scanned, and the few that may be among the best
     are scored again in fp32, so the answer is exact (``docs/serving.md``); it needs a quarter of
-    the weights' bytes beside them. A layer with a ``top_k`` of its own, a sharded one, is asked.
+    the weights' bytes beside them. Of a sharded layer each rank scans its part; then this is a
+    collective, and ``rows`` are those of this rank.
 
     Args:
         model: in evaluation mode.
         dataset: where the rows are.
         rows: integers.
         k: at most the number of labels.
+        most: rows of the rank that has most, as ranks that answer together make as many calls.
     """
-    top_k = getattr(model.output, "top_k", None) or _PackedHead(model.output).top_k
+    top_k: Callable[..., Any] = _PackedHead(model.output).top_k
+    if isinstance(model.output, ShardedLSHLinear):
+        top_k = partial(model.output.top_k, scan=top_k)
     found = np.empty((len(rows), k), dtype=np.int64)
     done = 0
-    for features in _batches(dataset, rows):
+    for features in _batches(dataset, rows, most):
         _, ids = top_k(model.encode(features), k)
         found[done : done + len(ids)] = ids
         done += len(ids)
@@ -83,6 +94,6 @@ class _PackedHead:
         return scores, ids
 
 
-def _batches(dataset: SparseDataset, rows: np.ndarray) -> Iterator[sparse.csr_matrix]:
-    for begin in range(0, len(rows), _EXAMPLES):
+def _batches(dataset: SparseDataset, rows: np.ndarray, most: int) -> Iterator[sparse.csr_matrix]:
+    for begin in range(0, max(len(rows), most), _EXAMPLES):
         yield dataset.batch(rows[begin : begin + _EXAMPLES]).features

@@ -78,7 +78,7 @@ class Trainer:
         )
         self._evaluator = None if test is None else Evaluator(train, test, self._group)
         self.model = build_model(config, train, self._group)
-        self._optimizer = build_optimizer(config, self.model, self._group)
+        self._optimizer = build_optimizer(config, self.model)
         self._steps = config.epochs * self._batches.per_epoch
         self._state = State()
         self._saver = None if folder is None else Saver(folder, config, train, self._group)

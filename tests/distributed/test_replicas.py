@@ -101,8 +101,9 @@ def training(group, config, fused):
     return losses, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def test_replicas_stay_the_same_bit_for_bit_and_follow_one_process(spawn):
-    one, two = (spawn(size, training, LSH(mode="full"), False) for size in (1, 2))
+@pytest.mark.parametrize("fused", [False, True])
+def test_replicas_stay_the_same_bit_for_bit_and_follow_one_process(spawn, fused):
+    one, two = (spawn(size, training, LSH(mode="full"), fused) for size in (1, 2))
     np.testing.assert_allclose(two[0][0], one[0][0], rtol=1e-4)
     assert two[0][0] == two[1][0]
     for name, value in two[0][1].items():
