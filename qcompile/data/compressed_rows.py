@@ -8,7 +8,15 @@ import numpy as np
 
 from qcompile.errors import DataError
 
-__all__ = ["MAX_COLUMNS", "MAX_ENTRIES", "Rows", "gather", "merge_rows", "without_zeros"]
+__all__ = [
+    "MAX_COLUMNS",
+    "MAX_ENTRIES",
+    "Rows",
+    "fits_float32",
+    "gather",
+    "merge_rows",
+    "without_zeros",
+]
 
 MAX_COLUMNS = 2**31 - 1
 """Most columns of a matrix, so that an index fits 32 bits."""
@@ -48,6 +56,12 @@ class Rows:
         end = int(self.indptr[count])
         values = None if self.values is None else self.values[:end]
         return Rows(self.indptr[: count + 1], self.indices[:end], values)
+
+
+def fits_float32(values: np.ndarray) -> np.ndarray:
+    """Tell which numbers are finite after rounding to float32, bool of the same shape."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(np.float32, copy=False))
 
 
 def gather(indptr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +132,6 @@ def _ascending(indptr: np.ndarray, indices: np.ndarray) -> bool:
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(values.astype(np.float64), starts)
-    if not (np.abs(sums) <= np.finfo(np.float32).max).all():
+    if not fits_float32(sums).all():
         raise DataError("the sum of a feature that is given more than once does not fit float32.")
     return sums.astype(np.float32)

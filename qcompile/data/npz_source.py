@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from qcompile.data.compressed_rows import MAX_COLUMNS, Rows, merge_rows
+from qcompile.data.compressed_rows import MAX_COLUMNS, Rows, fits_float32, merge_rows
 from qcompile.errors import DataError
 
 __all__ = ["NpzMatrix", "is_npz"]
@@ -111,10 +111,9 @@ class NpzMatrix:
             row = end
 
     def _check(self, row: int, part: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-        finite = np.abs(values) <= np.finfo(np.float32).max  # also false for NaN
         for wrong, what in (
             ((columns < 0) | (columns >= self.shape[1]), f"column {{}} of {self.shape[1]}"),
-            (~finite, "the value {}, which is not finite or does not fit float32"),
+            (~fits_float32(values), "the value {}, which is not finite or does not fit float32"),
         ):
             if wrong.any():
                 at = int(np.argmax(wrong))

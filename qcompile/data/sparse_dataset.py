@@ -13,6 +13,7 @@ from qcompile.data.compressed_rows import (
     MAX_COLUMNS,
     MAX_ENTRIES,
     Rows,
+    fits_float32,
     gather,
     merge_rows,
     without_zeros,
@@ -189,9 +190,6 @@ def _check_structure(matrix: Any, name: str) -> None:
 
 
 def _check_values(values: np.ndarray) -> None:
-    largest = np.finfo(np.float32).max
     for start in range(0, len(values), _STRETCH):
-        # A comparison is also false for NaN.
-        part = np.abs(values[start : start + _STRETCH])
-        if not (part <= largest).all():
+        if not fits_float32(values[start : start + _STRETCH]).all():
             raise DataError("SparseDataset: features must be finite and fit float32.")

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +10,10 @@ namespace qcompile {
 namespace {
 
 constexpr size_t kShown = 40;  // bytes of a faulty token that a message repeats
+
+// Whether rounding to float gives a finite number: below the middle of the largest float and 2^128.
+// False for NaN.
+bool fits_float(double value) { return std::abs(value) < 0x1.ffffffp127; }
 
 bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\r'; }
 
@@ -68,8 +71,7 @@ double parse_value(std::string_view text, std::string_view token) {
   if (error == std::errc::invalid_argument || end != text.data() + text.size()) {
     fail(token, "has no number as its value");
   }
-  // Also false for NaN.
-  if (error != std::errc() || !(std::abs(value) <= std::numeric_limits<float>::max())) {
+  if (error != std::errc() || !fits_float(value)) {
     fail(token, "has a value that is not finite or does not fit float32");
   }
   return value;
@@ -143,7 +145,7 @@ class Parser {
         sum += entries_[i].value;
         ++result.merged;
       }
-      if (!(std::abs(sum) <= std::numeric_limits<float>::max())) {
+      if (!fits_float(sum)) {
         fail(std::to_string(index), "is a feature whose values sum to more than fits float32");
       }
       result.features.push_back(index);
