@@ -6,14 +6,14 @@ dense one for the hidden activations, row-sparse ones (COO tensors) for weight a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qcompile.config import LSH
-from qcompile.nn.row_sparse import row_gradient
+from qcompile.nn.row_sparse import late_rows, row_gradient
 from qcompile.runtime import _core
 
 __all__ = ["active_log_prob"]
@@ -28,14 +28,16 @@ class _ActiveLogProb(torch.autograd.Function):
         bias: Tensor | None,
         batch: Any,
         sparse_grad: bool,
-        updates: _Updates | None,
+        row_updates: Any,
     ) -> Tensor:
-        if updates is not None:
-            batch.catch_up(*updates.bound())
-        ctx.batch, ctx.updates, ctx.sparse_grad = batch, updates, sparse_grad
-        ctx.bias = None if bias is None else bias.detach()
+        late_weight, late_bias = (late_rows(p, row_updates) for p in (weight, bias))
+        if late_weight is not None:
+            batch.catch_up(late_weight, late_bias)
+        ctx.batch, ctx.row_updates, ctx.sparse_grad = batch, row_updates, sparse_grad
+        ctx.parameters = weight, bias
         ctx.save_for_backward(hidden, weight)
-        return torch.from_numpy(batch.forward(hidden.detach(), weight.detach(), ctx.bias))
+        bias = None if bias is None else bias.detach()
+        return torch.from_numpy(batch.forward(hidden.detach(), weight.detach(), bias))
 
     @staticmethod
     @once_differentiable
@@ -43,8 +45,10 @@ class _ActiveLogProb(torch.autograd.Function):
         hidden, weight = (tensor.detach() for tensor in ctx.saved_tensors)
         scale = scale.contiguous()
         grad_hidden = torch.empty_like(hidden)
-        if ctx.updates is not None:
-            ctx.batch.backward_update(hidden, weight, scale, grad_hidden, *ctx.updates.bound())
+        bias = ctx.parameters[1]
+        if ctx.row_updates is not None:
+            bound = (late_rows(parameter, ctx.row_updates) for parameter in ctx.parameters)
+            ctx.batch.backward_update(hidden, weight, scale, grad_hidden, *bound)
             return grad_hidden, None, None, None, None, None
         rows = torch.from_numpy(ctx.batch.rows)
         grad_rows = hidden.new_empty(len(rows), hidden.shape[1])
@@ -53,24 +57,11 @@ class _ActiveLogProb(torch.autograd.Function):
         return (
             grad_hidden,
             row_gradient(rows, grad_rows, weight, ctx.sparse_grad),
-            None if ctx.bias is None else row_gradient(rows, grad_bias, ctx.bias, ctx.sparse_grad),
+            None if bias is None else row_gradient(rows, grad_bias, bias, ctx.sparse_grad),
             None,
             None,
             None,
         )
-
-
-class _Updates(NamedTuple):
-    """The optimiser of a layer's parameters, where it steps within the backward pass."""
-
-    row_updates: Any
-    weight: Tensor
-    bias: Tensor | None
-
-    def bound(self) -> tuple[Any, Any]:
-        """Return ``_core`` optimisers of weight and bias for this moment."""
-        bias = None if self.bias is None else self.row_updates.bound(self.bias)
-        return self.row_updates.bound(self.weight), bias
 
 
 def active_log_prob(
@@ -115,7 +106,7 @@ def active_log_prob(
         sampling=config.sampling,
         threshold=config.threshold,
     )
-    fused = row_updates is not None and torch.is_grad_enabled()
-    updates = _Updates(row_updates, weight, bias) if fused else None
-    result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad, updates)
+    if not torch.is_grad_enabled():
+        row_updates = None
+    result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad, row_updates)
     return result

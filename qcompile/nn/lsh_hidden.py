@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from qcompile.config import LSH
 from qcompile.nn.active_neurons import active_neurons, check_active
 from qcompile.nn.hashed import Hashed
-from qcompile.nn.row_sparse import RowSparse, row_gradient
+from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
 from qcompile.nn.targets import check_hidden
 from qcompile.runtime import _core
 
@@ -155,10 +155,10 @@ class _ActiveProduct(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
     ) -> Tensor:
         threads = torch.get_num_threads()
-        if call.updates is not None:
-            for parameter in call.parameters:
-                if parameter is not None:
-                    call.csr.catch_up(call.updates.bound(parameter), threads)
+        for parameter in call.parameters:
+            late = late_rows(parameter, call.updates)
+            if late is not None:
+                call.csr.catch_up(late, threads)
         ctx.call = call
         ctx.save_for_backward(hidden, weight)
         values = torch.empty(len(call.places))

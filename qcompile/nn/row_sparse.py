@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompile.optim.pending import catch_up
+from qcompile.optim.pending import catch_up, owed
 
-__all__ = ["RowSparse", "row_gradient"]
+__all__ = ["RowSparse", "late_rows", "row_gradient"]
 
 
 def row_gradient(rows: Tensor, values: Tensor, parameter: Tensor, sparse: bool) -> Tensor:
@@ -30,6 +30,18 @@ def row_gradient(rows: Tensor, values: Tensor, parameter: Tensor, sparse: bool) 
     return torch.sparse_coo_tensor(
         rows[None], values, parameter.shape, check_invariants=False, is_coalesced=True
     )
+
+
+def late_rows(parameter: Tensor | None, row_updates: Any) -> Any:
+    """Return the ``_core`` optimiser with which rows catch up that are going to be read, or None.
+
+    Args:
+        parameter: trained by an optimiser of :mod:`qcompile.optim` or not, or None.
+        row_updates: of its layer, if the optimiser steps within this call's backward pass.
+    """
+    if parameter is None:
+        return None
+    return owed(parameter) if row_updates is None else row_updates.bound(parameter)
 
 
 class RowSparse(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qcompile.errors import ConfigurationError, DataError
-from qcompile.nn.row_sparse import RowSparse, row_gradient
+from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
 from qcompile.runtime import _core
 
 __all__ = ["SparseLinear"]
@@ -110,9 +110,9 @@ class SparseLinear(RowSparse):
 
     @torch.compiler.disable
     def _product(self, batch: Any) -> Tensor:
-        result: Tensor = _Product.apply(
-            self.weight.contiguous(), self.bias, batch, self.sparse_grad
-        )
+        fused = self.training and torch.is_grad_enabled()
+        updates = self.row_updates if fused else None
+        result: Tensor = _Product.apply(self.weight, self.bias, batch, self.sparse_grad, updates)
         return result
 
     def extra_repr(self) -> str:
@@ -126,30 +126,36 @@ class SparseLinear(RowSparse):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, bias: Tensor | None, batch: Any, sparse_grad: bool
+        ctx: Any, weight: Tensor, bias: Tensor | None, batch: Any, sparse_grad: bool, updates: Any
     ) -> Tensor:
-        ctx.batch, ctx.sparse_grad, ctx.has_bias = batch, sparse_grad, bias is not None
-        ctx.weight = weight.detach()  # for its shape and type; its values are not needed
+        threads = torch.get_num_threads()
+        late = late_rows(weight, updates)
+        if late is not None:
+            batch.catch_up(late, threads)
+        ctx.batch, ctx.sparse_grad, ctx.updates = batch, sparse_grad, updates
+        ctx.weight = weight  # its values are not needed, so an update in place does no harm
         output = torch.empty(batch.examples, weight.shape[1])
         bias = None if bias is None else bias.detach().float()
-        batch.forward(weight.detach(), bias, output, torch.get_num_threads())
+        batch.forward(weight.detach().contiguous(), bias, output, threads)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_output = grad_output.contiguous()
-        depth = grad_output.shape[1]
+        depth, threads = grad_output.shape[1], torch.get_num_threads()
         grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            rows = torch.from_numpy(ctx.batch.rows)
-            grad_rows = torch.empty(len(rows), depth)
-            ctx.batch.backward(grad_output, grad_rows, torch.get_num_threads())
-            grad_weight = row_gradient(rows, grad_rows, ctx.weight, ctx.sparse_grad)
-        if ctx.has_bias and ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1]:
             grad_bias = torch.empty(depth)
             ctx.batch.bias_gradient(grad_output, grad_bias)
-        return grad_weight, grad_bias, None, None
+        if ctx.updates is not None:
+            ctx.batch.update(grad_output, ctx.updates.bound(ctx.weight), threads)
+        elif ctx.needs_input_grad[0]:
+            rows = torch.from_numpy(ctx.batch.rows)
+            grad_rows = torch.empty(len(rows), depth)
+            ctx.batch.backward(grad_output, grad_rows, threads)
+            grad_weight = row_gradient(rows, grad_rows, ctx.weight.detach(), ctx.sparse_grad)
+        return grad_weight, grad_bias, None, None, None
 
 
 def _compressed_rows(features: Any, width: int) -> tuple[Any, Any, Any]:
