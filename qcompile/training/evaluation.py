@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from qcompile.data import metrics
+from qcompile.data.metrics import Evaluation, propensity_weights
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group, Partition
+from qcompile.distributed import Group, Partition, ShardedLSHLinear
 from qcompile.errors import DataError
+from qcompile.runtime import _core
 from qcompile.training.model import ExtremeClassifier
-from qcompile.training.scoring import best_labels
 
 __all__ = ["Evaluator"]
 
 _KS = (1, 3, 5)
+_NAMES = ("P", "nDCG", "PSP", "PSnDCG")
+_EXAMPLES = 256  # of a rank, scored at a time
+
+TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Evaluator:
@@ -40,30 +48,46 @@ class Evaluator:
         if not len(self._rows):
             raise DataError(f"test data: none of {len(test)} rows has a label.")
         self._test, self._group = test, group
-        self._ks = [k for k in _KS if k <= train.num_labels]
-        self._propensity = metrics.propensity_weights(train.labels)
+        self._ks = tuple(k for k in _KS if k <= train.num_labels)
+        self._weights = propensity_weights(train.labels)
 
+    @torch.no_grad()
     def __call__(self, model: ExtremeClassifier) -> dict[str, float]:
         """Return the figures, by name; the model is put into evaluation mode."""
         model.eval()
-        best = self._best(model)
-        labels = self._test.labels[self._rows]
-        found: dict[str, float] = {}
-        for k in self._ks:
-            found[f"P@{k}"] = metrics.precision_at_k(best, labels, k)
-        for k in self._ks:
-            found[f"nDCG@{k}"] = metrics.ndcg_at_k(best, labels, k)
-        for k in self._ks:
-            found[f"PSP@{k}"] = metrics.psp_at_k(best, labels, self._propensity, k)
-        for k in self._ks:
-            found[f"PSnDCG@{k}"] = metrics.psndcg_at_k(best, labels, self._propensity, k)
-        return found
+        top_k = _top_k(model.output)
+        sums = Evaluation(self._ks, self._weights)
+        together = _EXAMPLES * self._group.size
+        for begin in range(0, len(self._rows), together):
+            rows = self._rows[begin : begin + together]
+            sums.add(self._best(model, top_k, rows), self._test.batch(rows).labels)
+        results = sums.results()
+        return {f"{name}@{k}": results[f"{name}@{k}"] for name in _NAMES for k in self._ks}
 
-    def _best(self, model: ExtremeClassifier) -> np.ndarray:
-        """Return the best labels of all rows; each rank asks for its part of them."""
-        parts = Partition(len(self._rows), self._group.size)
+    def _best(self, model: ExtremeClassifier, top_k: TopK, rows: np.ndarray) -> Tensor:
+        """Return the best labels of some rows, int64 [len(rows), k], on every rank."""
+        parts = Partition(len(rows), self._group.size)
         low, high = parts.range(self._group.rank)
-        own = self._rows[low:high]
-        best = best_labels(model, self._test, own, self._ks[-1], max(parts.sizes))
-        everything: np.ndarray = self._group.gather(torch.from_numpy(best), parts.sizes).numpy()
-        return everything
+        hidden = model.encode(self._test.batch(rows[low:high]).features)
+        return self._group.gather(top_k(hidden, self._ks[-1])[1], parts.sizes)
+
+
+def _top_k(output: nn.Module) -> TopK:
+    """Return what finds the best labels of hidden activations [B, d] exactly.
+
+    The weights are packed to int8 beside them: rows are scanned there, and the few that may be
+    among the best are scored again in fp32 (``docs/serving.md``). No matrix of all scores is made.
+    Of a sharded layer each rank scans its part.
+    """
+    weight = output.weight.detach().float().contiguous().numpy()
+    bias = np.zeros(len(weight), np.float32)
+    if output.bias is not None:
+        bias[:] = output.bias.detach().float().numpy()
+    head = _core.Head(weight, bias, *_core.pack_rows(weight))
+
+    def scan(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        found = head.top_k(hidden.contiguous().numpy(), k, "auto", torch.get_num_threads())
+        scores, ids = (torch.from_numpy(array) for array in found)
+        return scores, ids
+
+    return partial(output.top_k, scan=scan) if isinstance(output, ShardedLSHLinear) else scan
