@@ -8,7 +8,8 @@ data class) does not run, nor do forward hooks of the modules that contain the o
 The model gets a class of the same name derived from its own, in which only calling differs, as
 ``torch.nn.utils.parametrize`` does. Its forward, signature, methods and parameter names stay as
 they were, and copies, pickles, traces and exports work as before. Calls in several threads do not
-see each other's targets.
+see each other's targets. A call of an output layer that ``torch.utils.checkpoint`` repeats during
+the backward pass gets the target that it had.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from qcompile.errors import DataError
+from qcompile.recompute import Recent, recomputing
 
 __all__ = ["accept_target", "keyword"]
 
@@ -33,6 +36,7 @@ class _Request:
         self.several = isinstance(target, Mapping)
         self.waiting = dict(target) if self.several else {None: target}
         self.results: dict[str, Any] = {}
+        self.with_grad = torch.is_grad_enabled()
 
     def claims(self, name: str) -> bool:
         """Return whether the output layer called ``name`` has a target waiting."""
@@ -54,10 +58,15 @@ class _Link:
 
     def __init__(self, name: str, heads: tuple[str, ...]) -> None:
         self.name, self.heads = name, heads
+        self._recent = Recent()
 
     def fetch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the waiting target to the arguments (forward pre-hook)."""
         request = _current.get()
+        hidden = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if request is None and hidden is not None and recomputing():
+            target = self._recent.get(hidden)
+            return None if target is None else (args, {**kwargs, "target": target})
         if request is None or not request.claims(self.name):
             return None
         if not request.several and len(self.heads) > 1:
@@ -66,13 +75,21 @@ class _Link:
                 f"mapping from their names to labels."
             )
         key = self.name if request.several else None
+        if hidden is not None:
+            self._recent.put(hidden, request.waiting[key])
         return args, {**kwargs, "target": request.waiting[key]}
 
-    def deliver(self, _: nn.Module, args: Any, result: Any) -> None:
+    def deliver(self, head: nn.Module, args: Any, result: Any) -> None:
         """Keep the result, and end the model's forward if it was the last (forward hook)."""
         request = _current.get()
         if request is None or not request.claims(self.name):
             return
+        if head.training and request.with_grad and not torch.is_grad_enabled():
+            raise DataError(
+                f"the model's forward calls its output layer {self.name!r} without gradients, as "
+                f"under torch.no_grad or a reentrant checkpoint, so that the loss could not be "
+                f"trained; use torch.utils.checkpoint(..., use_reentrant=False)."
+            )
         request.waiting.pop(self.name if request.several else None)
         request.results[self.name] = result
         if not request.waiting:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qcompile.config import LSH
 from qcompile.errors import DataError
 from qcompile.nn.hash_tables import HashTables
-from qcompile.nn.recompute import Recent, recomputing
+from qcompile.recompute import Recent, recomputing
 
 __all__ = ["Hashed"]
 

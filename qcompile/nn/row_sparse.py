@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import qcompile.nn.sparse_norm  # noqa: F401  so that gradients can be clipped
 from qcompile.optim.pending import catch_up, owed
 
 __all__ = ["RowSparse", "late_rows", "row_gradient"]
