@@ -12,7 +12,7 @@ QC_INLINE void complete_body(float* __restrict__ logits, int64_t rows, int64_t s
                              const float* bias, const float* __restrict__ correction,
                              float* __restrict__ top) {
   for (int64_t r = 0; r < rows; ++r) {
-    const float base = bias != nullptr ? bias[r] : 0.0f;
+    const float base = bias[r];
     float* __restrict__ row = logits + r * stride;
     for (int64_t e = 0; e < stride; ++e) {
       const float logit = row[e] + (base + correction[e]);

@@ -10,8 +10,8 @@ namespace qcompile {
 
 // `stride` is a multiple of kLanes; columns beyond the examples hold anything finite.
 struct ColumnKernels {
-  // Adds bias[r], if given, and correction[e] to each logit; top[e] becomes the greatest of itself
-  // and the column.
+  // Adds bias[r] and correction[e] to each logit; top[e] becomes the greatest of itself and the
+  // column.
   void (*complete)(float* logits, int64_t rows, int64_t stride, const float* bias,
                    const float* correction, float* top);
 

@@ -34,6 +34,7 @@ void SharedPart::plan(const BlockProducts& products) {
   chunks_ = (shared + chunk_rows_ - 1) / chunk_rows_;
   kept_ = shared * stride_ <= kKeptLimit;
   if (kept_) work_.shared_logits.resize(round_up(shared, kBlock) * stride_);
+  work_.shared_bias.resize(shared);
   work_.chunk_top.resize(chunks_ * stride_);
   work_.chunk_total.resize(chunks_ * stride_);
   work_.chunk_sums.resize(chunks_ * stride_ * sum_stride_);
@@ -63,6 +64,9 @@ void SharedPart::chunk_forward(const BlockProducts& products, int64_t chunk, Scr
   for (int64_t begin = chunk * chunk_rows_; begin < last; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, last);
     float* block = kept_ ? work_.shared_logits.data() + begin * stride_ : values;
+    for (int64_t place = begin; place < end; ++place) {
+      work_.shared_bias[place] = products.layer().bias_of(set_.shared[place]);
+    }
     std::copy(top, top + stride_, block_top);
     logits(products, begin, end, block, block_top, scratch);
     raise_top(chunk, block_top);
@@ -99,12 +103,8 @@ void SharedPart::logits(const BlockProducts& products, int64_t begin, int64_t en
       logits[(place - begin) * stride_ + set_.example_of[p]] = kNever;  // counted as its own
     }
   }
-  float* bias = nullptr;
-  if (products.layer().bias.data != nullptr) {
-    bias = scratch.bias.resize(kBlock);
-    for (size_t i = 0; i < ids.size(); ++i) bias[i] = products.layer().bias_of(ids[i]);
-  }
-  column_kernels().complete(logits, end - begin, stride_, bias, set_.correction.data(), top);
+  column_kernels().complete(logits, end - begin, stride_, work_.shared_bias.data() + begin,
+                            set_.correction.data(), top);
 }
 
 float SharedPart::top(int64_t example) const {

@@ -36,7 +36,6 @@ class SharedPart {
     BlockProducts::Scratch products;
     Buffer<float> logits;
     Buffer<float> columns;
-    Buffer<float> bias;
   };
 
   // Of the neurons at places [begin, end) of set.shared, at most BlockProducts::kRows:

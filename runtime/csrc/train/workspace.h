@@ -11,6 +11,7 @@ namespace qcompile {
 // of SharedPart and OwnPart.
 struct Workspace {
   Buffer<float> shared_logits;
+  Buffer<float> shared_bias;
   Buffer<float> chunk_top;
   Buffer<double> chunk_total;
   Buffer<float> chunk_sums;
