@@ -115,7 +115,7 @@ def test_libsvm_begins_with_zero_or_one(tmp_path):
     with pytest.raises(DataError, match="line 1: '3:4' has a feature index out of range"):
         read_dataset(path, num_features=3, index_base=0)
     path.write_text("1 0:2 3:4\n")
-    with pytest.raises(DataError, match="num_features is 3, but the file has 4; if .* index_base"):
+    with pytest.raises(DataError, match=r"is 3, but the file has 4; if .* index_base"):
         read_dataset(path, num_features=3)
 
 
