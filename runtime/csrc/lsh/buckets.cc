@@ -9,19 +9,17 @@ namespace {
 
 constexpr uint64_t kReservoirSeed = 0x7265736572766f69u;
 
-// Side by side, for one cache miss a row.
-struct Slot {
-  uint32_t begin;
-  uint32_t seen;
-};
+// Rows between asking for memory and using it: a row's slot first, then its place in the bucket.
+constexpr uint32_t kSlotAhead = 64, kPlaceAhead = 32;
 
 }  // namespace
 
 template <typename Key>
-void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRules& rules) {
+void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRules& rules,
+                       Slots& slots) {
   const int64_t buckets = int64_t{1} << key_bits;
   const uint32_t capacity = static_cast<uint32_t>(rules.capacity);
-  std::vector<Slot> slots(buckets);
+  slots.assign(buckets, {});
   for (Key key : keys) ++slots[key].seen;
   offsets_.resize(buckets + 1);
   uint32_t total = 0;
@@ -35,6 +33,11 @@ void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRule
   const uint64_t seed = rules.seed ^ kReservoirSeed;
   const uint32_t count = static_cast<uint32_t>(keys.size());
   for (uint32_t row = 0; row < count; ++row) {
+    if (row + kSlotAhead < count) {
+      __builtin_prefetch(&slots[keys[row + kSlotAhead]], 1);
+      const Slot& near = slots[keys[row + kPlaceAhead]];
+      __builtin_prefetch(rows_.data() + near.begin + std::min(near.seen, capacity - 1), 1);
+    }
     Slot& slot = slots[keys[row]];
     const uint32_t before = slot.seen++;
     uint64_t place = before;
@@ -49,7 +52,7 @@ void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRule
   }
 }
 
-template void BucketTable::fill(std::span<const uint16_t>, int, const BucketRules&);
-template void BucketTable::fill(std::span<const uint32_t>, int, const BucketRules&);
+template void BucketTable::fill(std::span<const uint16_t>, int, const BucketRules&, Slots&);
+template void BucketTable::fill(std::span<const uint32_t>, int, const BucketRules&, Slots&);
 
 }  // namespace qcompile

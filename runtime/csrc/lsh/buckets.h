@@ -19,10 +19,17 @@ struct BucketRules {
 
 class BucketTable {
  public:
+  // Where a bucket begins and how many rows it has seen: side by side, for one cache miss a row.
+  struct Slot {
+    uint32_t begin = 0;
+    uint32_t seen = 0;
+  };
+  using Slots = std::vector<Slot>;
+
   // Puts row i into bucket keys[i] < 2^key_bits, for all rows in order, forgetting what was there.
-  // Key: uint16_t or uint32_t.
+  // Key: uint16_t or uint32_t. `slots` is memory to be used again.
   template <typename Key>
-  void fill(std::span<const Key> keys, int key_bits, const BucketRules& rules);
+  void fill(std::span<const Key> keys, int key_bits, const BucketRules& rules, Slots& slots);
 
   bool filled() const { return !offsets_.empty(); }
   int64_t buckets() const { return static_cast<int64_t>(offsets_.size()) - 1; }

@@ -35,12 +35,14 @@ void KeyMatrix::store(const uint32_t* keys, int64_t tables, const int64_t* ids, 
   store_as<uint32_t>(keys, tables, ids, count);
 }
 
-void KeyMatrix::fill(BucketTable& table, int64_t of, const BucketRules& rules) const {
+void KeyMatrix::fill(BucketTable& table, int64_t of, const BucketRules& rules,
+                     BucketTable::Slots& slots) const {
   const size_t count = static_cast<size_t>(rows_);
   if (width_ == sizeof(uint16_t)) {
-    return table.fill(std::span<const uint16_t>(keys<uint16_t>(of), count), key_bits_, rules);
+    return table.fill(std::span<const uint16_t>(keys<uint16_t>(of), count), key_bits_, rules,
+                      slots);
   }
-  table.fill(std::span<const uint32_t>(keys<uint32_t>(of), count), key_bits_, rules);
+  table.fill(std::span<const uint32_t>(keys<uint32_t>(of), count), key_bits_, rules, slots);
 }
 
 }  // namespace qcompile

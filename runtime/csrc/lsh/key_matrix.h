@@ -28,7 +28,8 @@ class KeyMatrix {
   void store(const uint32_t* keys, int64_t tables, const int64_t* ids, int64_t count);
 
   // Fills a hash table with all rows, by the keys of one table.
-  void fill(BucketTable& table, int64_t of, const BucketRules& rules) const;
+  void fill(BucketTable& table, int64_t of, const BucketRules& rules,
+            BucketTable::Slots& slots) const;
 
  private:
   static int64_t width_for(int key_bits) {

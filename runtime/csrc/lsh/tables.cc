@@ -93,7 +93,7 @@ void LshTables::build(const RowsView& rows, const BuildNumbers& numbers, const E
   keep_keys(numbers.draw);
   hashed_rows_ = hash(front_, rows, 0, options_.rows, executor);
   fingerprints_.complete();
-  fill(front_, 0, options_.tables, numbers, executor);
+  fill(front_, 0, options_.tables, keys_, 0, numbers, executor);
 }
 
 void LshTables::build_in_groups(const RowsView& rows, const BuildNumbers& numbers,
@@ -117,9 +117,7 @@ void LshTables::build_in_groups(const RowsView& rows, const BuildNumbers& number
         keys.store(block.data(), count, ids, lanes);
       }
     });
-    executor.run(count, [&](int64_t i) {
-      keys.fill(front_.tables[first + i], i, rules(numbers, first + i));
-    });
+    fill(front_, first, first + count, keys, first, numbers, executor);
   }
   hashed_rows_ = options_.rows;
 }
@@ -171,10 +169,13 @@ BucketRules LshTables::rules(const BuildNumbers& numbers, int64_t table) const {
           .stream = numbers.generation * kMaxTables + table};
 }
 
-void LshTables::fill(Set& set, int64_t begin, int64_t end, const BuildNumbers& numbers,
-                     const Executor& executor) const {
-  executor.run(end - begin, [&](int64_t i) {
-    keys_.fill(set.tables[begin + i], begin + i, rules(numbers, begin + i));
+void LshTables::fill(Set& set, int64_t begin, int64_t end, const KeyMatrix& keys, int64_t first_key,
+                     const BuildNumbers& numbers, const Executor& executor) const {
+  parallel_for(executor, end - begin, 1, [&](int64_t from, int64_t to) {
+    BucketTable::Slots slots;
+    for (int64_t table = begin + from; table < begin + to; ++table) {
+      keys.fill(set.tables[table], table - first_key, rules(numbers, table), slots);
+    }
   });
 }
 
@@ -201,7 +202,7 @@ bool LshTables::advance(const RowsView& rows, const Executor& executor) {
   const int64_t before = slice_++;
   hashed_rows_ += hash(back_, rows, hashed(before), hashed(slice_), executor);
   if (hashed(slice_) == options_.rows) fingerprints_.complete();
-  fill(back_, filled(before), filled(slice_), numbers_, executor);
+  fill(back_, filled(before), filled(slice_), keys_, 0, numbers_, executor);
   if (slice_ < slices_) return false;
   slices_ = 0;
   front_ = std::exchange(back_, {});

@@ -102,8 +102,9 @@ class LshTables {
   int64_t hash(const Set& set, const RowsView& rows, int64_t begin, int64_t end,
                const Executor& executor);
   void build_in_groups(const RowsView& rows, const BuildNumbers& numbers, const Executor& executor);
-  void fill(Set& set, int64_t begin, int64_t end, const BuildNumbers& numbers,
-            const Executor& executor) const;
+  // Fills tables begin … end; `keys` has those of tables from first_key on.
+  void fill(Set& set, int64_t begin, int64_t end, const KeyMatrix& keys, int64_t first_key,
+            const BuildNumbers& numbers, const Executor& executor) const;
   BucketRules rules(const BuildNumbers& numbers, int64_t table) const;
 
   TableOptions options_;
