@@ -1,0 +1,1 @@
+"""What ``benchmarks/training.py`` measures: problems, competitors and one process for each run."""
