@@ -6,20 +6,25 @@ Written for reading, not for speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 __all__ = [
     "active_neurons",
     "build",
+    "doph_codes",
     "draw",
+    "draw_seed",
     "dwta_codes",
     "fold_bits",
     "keys",
     "permutation",
+    "probed_rows",
     "random_bits",
     "simhash_codes",
+    "top_set",
+    "wta_codes",
 ]
 
 BIN = 8
@@ -32,8 +37,9 @@ MAX_TABLES = 1024
 _PROBES = 64
 _BORROW_STREAM = 1 << 32
 _RESERVOIR_SEED = 0x7265736572766F69
+_DRAW_SEED = 0x66756E6374696F6E
 _SHARED_SEED = 0x7368617265642121
-_ROTATION_SEED = 0x726F746174696F6E
+_ORDER_SEED = 0x726F746174696F6E
 _MASK = (1 << 64) - 1
 
 
@@ -163,6 +169,11 @@ def keys(
     return out
 
 
+def draw_seed(seed: int, number: int) -> int:
+    """Return the seed of the hash functions that are drawn as number ``number``."""
+    return seed if number == 0 else random_bits(seed ^ _DRAW_SEED, number, 0)
+
+
 def build(
     row_keys: np.ndarray, bucket: int, policy: str, seed: int, generation: int
 ) -> list[dict[int, list[int]]]:
@@ -196,6 +207,25 @@ def draw(count: int, bound: int, seed: int, step: int) -> list[int]:
     return sorted(taken)
 
 
+def probed_rows(
+    tables: list[dict[int, list[int]]],
+    query_keys: Sequence[int],
+    seed: int,
+    step: int,
+    example: int,
+) -> Iterator[int]:
+    """Yield the entries of the buckets that one example collides with, in the order of probing.
+
+    Tables come in a random order, the rows of a bucket from a random place on.
+    """
+    bits = random_bits(seed ^ _ORDER_SEED, step, example)
+    for i, table in enumerate(permutation(len(tables), len(tables), bits, 0)):
+        bucket = tables[table].get(query_keys[table], [])
+        if bucket:
+            first = below(random_bits(bits, 1, i), len(bucket))
+            yield from bucket[first:] + bucket[:first]
+
+
 def active_neurons(
     tables: list[dict[int, list[int]]],
     query_keys: Sequence[int],
@@ -204,16 +234,23 @@ def active_neurons(
     seed: int,
     step: int,
     example: int,
-) -> set[int]:
-    """Return the neurons that one example has of its own: its labels and LSH candidates."""
-    first = below(random_bits(seed ^ _ROTATION_SEED, step, example), len(tables))
-    counts: dict[int, int] = {}
-    for i in range(len(tables)):
-        table = (first + i) % len(tables)
-        for row in tables[table].get(query_keys[table], []):
-            counts[row] = counts.get(row, 0) + 1
-    own = set(labels)
+    sampling: str = "top-k",
+    threshold: int = 2,
+) -> list[int]:
+    """Return the neurons that one example has of its own: its labels, then its LSH candidates."""
+    own = list(dict.fromkeys(labels))
     room = max(active - len(own), 0)
+    needed = {"top-k": 0, "vanilla": 1, "threshold": threshold}[sampling]
+    counts: dict[int, int] = {}
+    reached: list[int] = []
+    for row in probed_rows(tables, query_keys, seed, step, example):
+        if row in own:
+            continue
+        counts[row] = counts.get(row, 0) + 1
+        if counts[row] == needed:
+            reached.append(row)
+    if sampling != "top-k":
+        return own + reached[:room]
     # Dictionaries keep the order of first collision, and sorting keeps it among equals.
-    ranked = sorted((row for row in counts if row not in own), key=lambda row: -counts[row])
-    return own | set(ranked[:room])
+    best = sorted(counts, key=lambda row: -counts[row])[:room]
+    return own + [row for row in counts if row in set(best)]

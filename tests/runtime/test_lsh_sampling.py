@@ -23,9 +23,12 @@ def built(neurons, bucket=64, seed=3):
     return core, weight
 
 
-def sample(core, hidden, labels, neurons, active=10, negatives=5, seed=3, step=0, threads=1):
+def sample(
+    core, hidden, labels, neurons, active=10, negatives=5, seed=3, step=0, threads=1, **options
+):
+    labels = np.asarray(labels, np.int64)
     return _core.SparseSoftmax(
-        core, hidden, np.asarray(labels, np.int64), neurons, active, negatives, seed, step, threads
+        core, hidden, labels, neurons, active, negatives, seed, step, threads, **options
     )
 
 
@@ -38,13 +41,18 @@ def sample(core, hidden, labels, neurons, active=10, negatives=5, seed=3, step=0
     negatives=st.integers(0, 250),
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 1000),
+    sampling=st.sampled_from(["top-k", "vanilla", "threshold"]),
+    threshold=st.integers(1, 5),
 )
-def test_the_reference_activates_the_same(neurons, examples, width, active, negatives, seed, step):
+def test_the_reference_activates_the_same(
+    neurons, examples, width, active, negatives, seed, step, sampling, threshold
+):
     core, weight = built(neurons, bucket=7, seed=seed)
     hidden = np.maximum(normal(examples, DIMENSION, seed=2), 0)
     labels = np.random.default_rng(seed % 99).integers(-1, neurons, (examples, width))
     labels[:, 0] = abs(labels[:, 0])
-    batch = sample(core, hidden, labels, neurons, active, negatives, seed, step, threads=2)
+    how = {"sampling": sampling, "threshold": threshold}
+    batch = sample(core, hidden, labels, neurons, active, negatives, seed, step, threads=2, **how)
     family = (neurons, "dwta", TABLES, HASHES, seed)
     tables = reference.build(reference.keys(weight, *family), 7, "reservoir", seed, 0)
     queries = reference.keys(hidden, *family)
@@ -52,15 +60,14 @@ def test_the_reference_activates_the_same(neurons, examples, width, active, nega
     shared = neurons if everything else min(negatives, neurons)
     assert batch.shared.tolist() == reference.draw(shared, neurons, seed, step)
     for e, own in enumerate(batch.own):
-        given = [label for label in labels[e].tolist() if label >= 0]
-        expected = set(given)
+        expected = list(dict.fromkeys(label for label in labels[e].tolist() if label >= 0))
         if not everything:
             query = queries[:, e].tolist()
-            expected = reference.active_neurons(tables, query, given, active, seed, step, e)
-        assert own.tolist()[: len(set(given))] == list(dict.fromkeys(given))
-        assert len(own) == len(set(own.tolist()))
-        assert set(own.tolist()) == expected
-        outside = len(set(batch.shared.tolist()) - expected)
+            expected = reference.active_neurons(
+                tables, query, expected, active, seed, step, e, **how
+            )
+        assert own.tolist() == expected
+        outside = len(set(batch.shared.tolist()) - set(expected))
         counts = (neurons - len(expected)) / outside if outside else 1
         assert batch.correction[e] == pytest.approx(np.log(counts), abs=1e-6)
 
@@ -77,6 +84,38 @@ def test_candidates_are_the_nearest_by_collisions():
     batch = sample(core, weight[:20], np.full((20, 1), 99), 100, active=3)
     # A neuron collides with its own weights in every table, so it is always found.
     assert all(e in own.tolist() for e, own in enumerate(batch.own))
+
+
+@pytest.mark.parametrize("sampling", ["top-k", "vanilla", "threshold"])
+def test_no_neuron_is_favoured_for_its_number(sampling):
+    neurons, active, steps = 40, 11, 600
+    core = _core.LshTables(DIMENSION, neurons, "dwta", TABLES, HASHES, 64, "fifo", 3)
+    weight = np.repeat(normal(1, DIMENSION), neurons, axis=0)  # all collide in all tables
+    core.build(weight)
+    counts = np.zeros(neurons)
+    for step in range(steps):
+        batch = sample(core, weight[:1], [[0]], neurons, active, step=step, sampling=sampling)
+        counts[batch.own[0][1:]] += 1
+    # A run of 10 from a random place among 39 has each neuron with probability 10 / 39.
+    share = (active - 1) / (neurons - 1)
+    deviation = np.sqrt(steps * share * (1 - share))
+    assert abs(counts[1:] - steps * share).max() < 5 * deviation
+    assert counts[0] == 0  # the label is not counted twice
+
+
+def test_lookups_are_counted():
+    core, weight = built(100)
+    batch = sample(core, weight[:7], np.arange(7)[:, None], 100, active=9)
+    sizes = [len(own) for own in batch.own]
+    last = core.last_lookup()
+    assert last["examples"] == 7
+    assert last["active"] == sum(sizes) == last["candidates"] + 7
+    assert (last["least"], last["most"]) == (min(sizes), max(sizes))
+    keys = core.keys(weight[:7])
+    buckets = [len(core.bucket(t, int(k))) for t in range(TABLES) for k in keys[t]]
+    assert last["collisions"] == sum(buckets)
+    sample(core, weight[:7], np.arange(7)[:, None], 100, active=3, sampling="vanilla")
+    assert 7 * 2 <= core.last_lookup()["collisions"] < sum(buckets)
 
 
 def test_threads_do_not_matter_and_seeds_do():
