@@ -91,7 +91,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
-    from qcompile.distributed import after_first, agree
+    from qcompile.distributed import after_first, agree, collect
     from qcompile.training.run import train
     from qcompile.training.sources import load_sources
 
@@ -114,15 +114,22 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
         observers=observers,
         group=group,
     )
+    exports = result.interrupted is None and not options.no_export
+    if exports:
+        collect(result.model, group)
+    status = 0 if result.interrupted is None else _INTERRUPTED
+    exports = result.interrupted is None and not options.no_export
+    if exports:
+        collect(result.model, group)
     if not first:
-        return 0 if result.interrupted is None else _INTERRUPTED
+        return status
     summary = {**result.to_dict(), "data": asdict(request.sources), "output": str(request.folder)}
-    if result.interrupted is None and not options.no_export:
+    if exports:
         with console.status("exporting …"):
             summary["export"] = _export(result, examples, request)
     _write_json(request.folder / _RESULT, summary)
     _conclude(options, request, result, summary)
-    return 0 if result.interrupted is None else _INTERRUPTED
+    return status
 
 
 def _observers(options: argparse.Namespace) -> list[Observer]:
@@ -201,7 +208,12 @@ def _figures(result: TrainResult, summary: dict[str, Any]) -> dict[str, Any]:
         "examples a second": f"{result.examples_per_second:,.0f}",
         "peak memory": f"{result.peak_memory / 1e6:,.0f} MB",
     }
-    figures |= {name: f"{value:.4f}" for name, value in result.metrics.items()}
+    if result.ranks > 1:
+        figures["ranks"] = result.ranks
+        figures["bytes a rank sends a step"] = f"{result.bytes_per_step:,.0f}"
+    for name, value in result.metrics.items():
+        kind, _, k = name.partition("@")
+        figures[kind] = f"{figures.get(kind, '')}  @{k} {value:.4f}".lstrip()
     figures["checkpoint"] = result.checkpoint
     if "export" in summary:
         figures["model"] = summary["export"]["path"]

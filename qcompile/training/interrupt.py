@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM ask a run to save and end; asked again, it ends at once."""
+"""Ctrl-C and SIGTERM ask a run to save and end; asked again, it ends at once.
+
+Under torchrun, which passes a signal on to processes that the terminal has sent it already, they
+only ask; what does not end is ended by torchrun.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,15 @@ class Interrupt:
 
     Outside the main thread, where Python allows no handlers, it never asks.
 
+    Args:
+        patient: take further signals for the first one repeated.
+
     Attributes:
         signal: number of the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self._patient = patient
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -45,6 +53,6 @@ class Interrupt:
         self._before.clear()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and not self._patient:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number

@@ -10,10 +10,11 @@ from typing import Any
 
 from qcompile.errors import ConfigurationError
 
-__all__ = ["LogLines", "Observer", "ProgressBar", "Snapshot", "TensorBoard", "metrics_line"]
+__all__ = ["LogLines", "Observer", "ProgressBar", "Snapshot", "TensorBoard"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_SCALARS = 1.0
+_SHOWN = ("P@", "PSP@")  # figures of an evaluation that fit into a line
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class LogLines(Observer):
             self._print(str(snapshot))
 
     def evaluated(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
-        self._print(f"epoch {epoch}: {metrics_line(metrics)}")
+        shown = [(name, value) for name, value in metrics.items() if name.startswith(_SHOWN)]
+        self._print(f"epoch {epoch}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown))
 
     def noted(self, text: str) -> None:  # noqa: D102
         self._print(text)
@@ -168,11 +170,6 @@ class TensorBoard(Observer):
 
     def closed(self) -> None:  # noqa: D102
         self._writer.close()
-
-
-def metrics_line(metrics: Mapping[str, float]) -> str:
-    """Return ``P@1 .448  P@3 .301`` and so on."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _clock(seconds: float) -> str:
