@@ -12,12 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
+from qcompile.data.compressed_rows import Rows, merge_rows
 from qcompile.errors import DataError
 
-__all__ = ["FEATURES", "WIDTH", "Codespell", "encode", "load"]
+if TYPE_CHECKING:
+    from qcompile.data.sparse_dataset import SparseDataset
+
+__all__ = ["FEATURES", "WIDTH", "Codespell", "datasets", "encode", "encode_sparse", "load"]
 
 FEATURES = 35_000
 """Number of feature ids, 0 included, which stands for no feature."""
@@ -86,6 +92,30 @@ def load(seed: int = 0) -> Codespell:
     )
 
 
+def datasets(seed: int = 0) -> tuple[SparseDataset, SparseDataset]:
+    """Return the task as datasets for training and for testing.
+
+    Takes and raises the same as :func:`load`.
+    """
+    from qcompile.data.sparse_dataset import SparseDataset
+
+    task = load(seed)
+    train = SparseDataset(_features(task.train_ids), _csr(task.train_labels, len(task.labels)))
+    test = SparseDataset(_features(task.test_ids), _csr(task.test_labels, len(task.labels)))
+    return train, test
+
+
+def encode_sparse(words: Sequence[str]) -> sparse.csr_matrix:
+    """Return the features of typed words as in :func:`datasets`, CSR float32 [n, FEATURES].
+
+    A feature's value is how often the word has its n-gram; a word's values have the norm 1.
+
+    Raises:
+        DataError: as :func:`encode`.
+    """
+    return _features(encode(words))
+
+
 def encode(words: Sequence[str]) -> np.ndarray:
     """Return the feature ids of typed words, int64 [n, WIDTH], padded with 0 on the right.
 
@@ -112,6 +142,24 @@ def encode(words: Sequence[str]) -> np.ndarray:
             ids[rows, filled[rows]] = hashed[rows, position]
             filled[rows] += 1
     return ids
+
+
+def _features(ids: np.ndarray) -> sparse.csr_matrix:
+    """Turn padded feature ids int64 [n, WIDTH] into CSR rows of norm 1."""
+    features = _csr(np.where(ids > 0, ids, -1), FEATURES)
+    row = np.repeat(np.arange(len(ids)), np.diff(features.indptr))
+    norms = np.sqrt(np.bincount(row, weights=features.data.astype(np.float64) ** 2))
+    features.data /= norms[row].astype(np.float32)
+    return features
+
+
+def _csr(padded: np.ndarray, columns: int) -> sparse.csr_matrix:
+    """Count ids int64 [n, T], padded with -1, in a CSR matrix float32 [n, columns]."""
+    filled = padded >= 0
+    indptr = np.concatenate([[0], np.cumsum(filled.sum(axis=1))])
+    values = np.ones(indptr[-1], dtype=np.float32)
+    rows, _ = merge_rows(Rows(indptr, padded[filled], values))
+    return sparse.csr_matrix((rows.values, rows.indices, rows.indptr), (len(padded), columns))
 
 
 def _hash_windows(letters: np.ndarray, size: int) -> np.ndarray:

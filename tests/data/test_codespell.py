@@ -58,6 +58,23 @@ def test_the_seed_chooses_the_split(task):
     assert np.array_equal(task.test_ids, codespell.encode(task.test_words))
 
 
+def test_the_task_as_sparse_datasets(task):
+    train, test = codespell.datasets(seed=0)
+    assert (len(train), len(test)) == (len(task.train_ids), 5_000)
+    assert train.num_features == test.num_features == codespell.FEATURES
+    assert train.num_labels == test.num_labels == len(task.labels)
+    rows = np.arange(50)
+    batch = test.batch(rows)
+    for row, ids, labels in zip(rows, task.test_ids, task.test_labels, strict=False):
+        found, counts = np.unique(ids[ids > 0], return_counts=True)
+        assert batch.features[row].indices.tolist() == found.tolist()
+        assert batch.features[row].data == pytest.approx(counts / np.linalg.norm(counts))
+        assert sorted(batch.labels[row][batch.labels[row] >= 0]) == sorted(labels[labels >= 0])
+    typed = codespell.encode_sparse(task.test_words[:50])
+    assert np.array_equal(typed.toarray(), batch.features.toarray())
+    assert codespell.encode_sparse([]).shape == (0, codespell.FEATURES)
+
+
 def grams(word):
     marked = f"\x02{word.strip().lower()}\x03"
     return [marked[i : i + n] for n in (2, 3, 4) for i in range(len(marked) - n + 1)]

