@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kAhead = 8;  // rows that are asked for before they are read
 
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 class FloatProducts final : public BlockProducts {
  public:
   FloatProducts(const float* hidden, int64_t examples, const OutputLayer& layer)
@@ -34,8 +32,7 @@ class FloatProducts final : public BlockProducts {
                           stride_);
   }
 
-  void add_weights(int64_t rows, const float* factors, float* sums,
-                   Scratch& scratch) const override {
+  void add_weights(int64_t rows, float* factors, float* sums, Scratch& scratch) const override {
     const int64_t depth = layer_.depth();
     kernels_.multiply_add(examples_, depth, rows, {factors, 1, stride_},
                           static_cast<const float*>(scratch.rows), depth, sums, sum_stride_);
@@ -76,7 +73,10 @@ BlockProducts::BlockProducts(const float* hidden, int64_t examples, const Output
 
 std::unique_ptr<BlockProducts> make_products(const float* hidden, int64_t examples,
                                              const OutputLayer& layer) {
-  return std::make_unique<FloatProducts>(hidden, examples, layer);
+  if (layer.weight.storage == Storage::kFloat32) {
+    return std::make_unique<FloatProducts>(hidden, examples, layer);
+  }
+  return make_bfloat16_products(hidden, examples, layer);
 }
 
 }  // namespace qcompile

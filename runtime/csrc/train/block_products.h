@@ -24,7 +24,6 @@ class BlockProducts {
     Buffer<float> floats;
     Buffer<uint16_t> halves;
     Buffer<uint16_t> more_halves;
-    Buffer<float> product;
   };
 
   BlockProducts(const float* hidden, int64_t examples, const OutputLayer& layer);
@@ -35,12 +34,13 @@ class BlockProducts {
   int64_t sum_stride() const { return sum_stride_; }  // depth, rounded up to kLanes
   const OutputLayer& layer() const { return layer_; }
 
-  // logits [rows, stride] = weight[ids] · hiddenᵀ. `logits` has room for kRows rows.
+  // logits [rows, stride] = weight[ids] · hiddenᵀ. `logits` has room for rows up to a multiple of
+  // kLanes.
   virtual void logits(std::span<const uint32_t> ids, float* logits, Scratch& scratch) const = 0;
 
   // sums [stride, sum_stride] += factorsᵀ · weight[ids], for the ids of the last call of logits().
-  virtual void add_weights(int64_t rows, const float* factors, float* sums,
-                           Scratch& scratch) const = 0;
+  // `factors` is [kRows, stride]; what lies beyond `rows` is overwritten.
+  virtual void add_weights(int64_t rows, float* factors, float* sums, Scratch& scratch) const = 0;
 
   // gradients [rows, depth] = factors · hidden.
   virtual void gradients(int64_t rows, const float* factors, float* gradients,
@@ -58,5 +58,11 @@ class BlockProducts {
 // layer must outlive the result.
 std::unique_ptr<BlockProducts> make_products(const float* hidden, int64_t examples,
                                              const OutputLayer& layer);
+// For weights that are stored in bfloat16.
+std::unique_ptr<BlockProducts> make_bfloat16_products(const float* hidden, int64_t examples,
+                                                      const OutputLayer& layer,
+                                                      Isa isa = best_matrix_isa());
+
+constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace qcompile

@@ -18,8 +18,6 @@ constexpr int64_t kSumsLimit = int64_t{1} << 24;  // floats of all chunks' sums
 constexpr int64_t kKeptLimit = int64_t{1} << 24;  // logits that are kept
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 }  // namespace
 
 void SharedPart::plan(const BlockProducts& products) {
