@@ -114,9 +114,6 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
         observers=observers,
         group=group,
     )
-    exports = result.interrupted is None and not options.no_export
-    if exports:
-        collect(result.model, group)
     status = 0 if result.interrupted is None else _INTERRUPTED
     exports = result.interrupted is None and not options.no_export
     if exports:

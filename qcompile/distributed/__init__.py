@@ -4,6 +4,7 @@ Start with ``torchrun``; the ranks talk through ``torch.distributed`` with gloo.
 the design, the bytes of a step and what limits it.
 """
 
+from qcompile.distributed.collect import collect
 from qcompile.distributed.distribute import distribute
 from qcompile.distributed.gradients import check_replicas, sum_gradients
 from qcompile.distributed.group import Group
@@ -20,6 +21,7 @@ __all__ = [
     "after_first",
     "agree",
     "check_replicas",
+    "collect",
     "distribute",
     "launched",
     "ranks",

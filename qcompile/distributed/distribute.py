@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from qcompile.distributed.group import Group
+from qcompile.distributed.layers import swap_layers
 from qcompile.distributed.sharded_linear import ShardedLSHLinear
 from qcompile.distributed.sparse_input import ReplicatedSparseLinear
 from qcompile.errors import ConfigurationError
@@ -42,22 +43,14 @@ def distribute(model: _Module, group: Group) -> _Module:
                 "the batches of one rank; use LayerNorm or GroupNorm, or "
                 "track_running_stats=False."
             )
-    replacement = _replacement(model, group)
-    if replacement is not None:
-        return replacement  # type: ignore[return-value]
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            replacement = _replacement(child, group)
-            if replacement is not None:
-                setattr(module, name, replacement)
-    return model
+    return swap_layers(model, lambda module: _replacement(module, group))
 
 
 def _replacement(module: nn.Module, group: Group) -> nn.Module | None:
     if isinstance(module, ShardedLSHLinear | ReplicatedSparseLinear):
         return None
     if isinstance(module, LSHLinear):
-        return ShardedLSHLinear.from_linear(module, group=group)  # type: ignore[arg-type]
+        return ShardedLSHLinear.from_linear(module, group=group)
     if isinstance(module, SparseLinear):
         return ReplicatedSparseLinear(module, group)
     return None

@@ -7,6 +7,7 @@ to their owners instead, which add them up in the order of ranks.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,6 +37,10 @@ class Group:
     Attributes:
         rank: of this process.
         size: number of ranks.
+        flag: set it to tell all ranks something without a collective of its own: it travels with
+            every :meth:`table`.
+        flagged: whether a rank had its flag set at a table; the same on all ranks.
+        seconds: that this rank has spent in collectives, waiting for others included.
         sent: payload bytes that this rank has sent, by kind of collective. An all-gather of n bytes
             sends n to each other rank, a ring all-reduce 2·n·(size − 1)/size in all, an all-to-all
             what the others get. Headers of gloo and TCP come on top.
@@ -46,6 +51,8 @@ class Group:
         self._group = process_group
         self.rank = dist.get_rank(process_group) if started else 0
         self.size = dist.get_world_size(process_group) if started else 1
+        self.flag = self.flagged = False
+        self.seconds = 0.0
         self.sent: Counter[str] = Counter()
 
     @property
@@ -54,10 +61,11 @@ class Group:
         return self.sent.total()
 
     def table(self, *values: int) -> list[list[int]]:
-        """Tell all ranks a few whole numbers; returns them by rank."""
-        mine = torch.tensor(values, dtype=torch.int64)
+        """Tell all ranks a few whole numbers (and the flag); returns them by rank."""
+        mine = torch.tensor([*values, int(self.flag)], dtype=torch.int64)
         rows: list[list[int]] = self.gather(mine[None], [1] * self.size).tolist()
-        return rows
+        self.flagged = self.flagged or any(row[-1] for row in rows)
+        return [row[:-1] for row in rows]
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Put the rows of all ranks together, by rank.
@@ -152,6 +160,7 @@ class Group:
         return tensor
 
     def _call(self, name: str, collective: Callable[..., Any], *args: Any) -> None:
+        began = time.perf_counter()
         try:
             collective(*args, group=self._group)
         except (RuntimeError, ValueError) as error:
@@ -161,6 +170,7 @@ class Group:
                 f"or could not be reached. {cause} Start all ranks again, from the last "
                 f"checkpoint. ({str(error).splitlines()[0]})"
             ) from error
+        self.seconds += time.perf_counter() - began
 
     def _failure(self) -> str:
         """Return why a rank has ended, or nothing."""

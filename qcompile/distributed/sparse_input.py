@@ -46,6 +46,16 @@ class ReplicatedSparseLinear(SparseLinear):
         self.group = group
         self.train(layer.training)
 
+    def alone(self) -> SparseLinear:
+        """Return a layer of the same parameters that learns from its own examples only."""
+        layer = SparseLinear.__new__(SparseLinear)
+        nn.Module.__init__(layer)
+        layer._init_rows()
+        layer.in_features, layer.out_features = self.in_features, self.out_features
+        layer.weight = self.weight
+        layer.register_parameter("bias", self.bias)
+        return layer.train(self.training)
+
     def forward(self, features: Any) -> Tensor:
         """Multiply this rank's batch, see :meth:`qcompile.nn.SparseLinear.forward`."""
         dense = isinstance(features, Tensor) and features.layout == torch.strided

@@ -47,7 +47,10 @@ class TrainResult:
         checkpoint: the newest one, where checkpoints are kept.
         interrupted: the signal that ended the run early, or None.
         sampling: what the output layer says of its tables, where it has any.
-        bytes_sent: payload bytes that this rank has sent, by kind of collective.
+        ranks: processes that have trained it.
+        bytes_sent: payload bytes that the first rank has sent in this session, by kind of
+            collective, evaluations and checkpoints included.
+        bytes_per_step: those of a training step, on average.
     """
 
     model: ExtremeClassifier
@@ -61,7 +64,9 @@ class TrainResult:
     checkpoint: Path | None = None
     interrupted: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 1
     bytes_sent: dict[str, int] = field(default_factory=dict)
+    bytes_per_step: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -85,5 +90,7 @@ class TrainResult:
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "interrupted": self.interrupted,
             "sampling": self.sampling,
+            "ranks": self.ranks,
             "bytes_sent": self.bytes_sent,
+            "bytes_per_step": self.bytes_per_step,
         }

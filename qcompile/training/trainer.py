@@ -22,12 +22,13 @@ from scipy import sparse
 from torch import Tensor
 
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group, sum_gradients
+from qcompile.distributed import Group, agree, sum_gradients
 from qcompile.errors import CheckpointError, TrainingError
 from qcompile.training.batches import Batches
 from qcompile.training.build import build_model, build_optimizer
 from qcompile.training.config import TrainConfig, learning_rate
 from qcompile.training.evaluation import Evaluator
+from qcompile.training.fingerprint import fingerprint
 from qcompile.training.interrupt import Interrupt
 from qcompile.training.meter import Meter
 from qcompile.training.observers import Observer
@@ -72,6 +73,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self._group = group or Group()
+        agree(self._group, {"configuration": config.to_dict(), "training data": fingerprint(train)})
         self._observers = tuple(observers) if self._group.rank == 0 else ()
         self._batches = Batches(
             train, config.batch, config.seed, self._group.rank, self._group.size
@@ -81,6 +83,7 @@ class Trainer:
         self._optimizer = build_optimizer(config, self.model)
         self._steps = config.epochs * self._batches.per_epoch
         self._state = State()
+        self._sent = self._taken = 0  # bytes of the training steps of this session
         self._saver = None if folder is None else Saver(folder, config, train, self._group)
         if self._saver is not None:
             if resume:
@@ -101,15 +104,17 @@ class Trainer:
         """
         with _threads(self.config.threads), Interrupt() as interrupt:
             try:
-                while self._state.epoch < self.config.epochs and not interrupt:
-                    if self._train_epoch(interrupt):
-                        self._end_epoch()
+                while self._state.epoch < self.config.epochs and not self._asked(interrupt):
+                    if not self._train_epoch(interrupt):
+                        break
+                    self._end_epoch()
+                signal = self._asked(interrupt)
                 self._save(last=True)
                 self.model.eval()
             finally:
                 for observer in self._observers:
                     observer.closed()
-        return self._result(interrupt.signal)
+        return self._result(signal)
 
     def _train_epoch(self, interrupt: Interrupt) -> bool:
         """Train on what is left of the epoch; tell whether its end was reached."""
@@ -134,6 +139,7 @@ class Trainer:
             settings["lr"] = rate
         if self._observers and self._group.size == 1:
             self._meter.estimate(features, labels, self._answer)
+        sent = self._group.bytes_sent
         loss = self.model(features, labels).loss
         value = loss.item()
         if not math.isfinite(value):
@@ -142,6 +148,8 @@ class Trainer:
         loss.backward()
         sum_gradients(self.model, self._group)
         self._optimizer.step()
+        self._sent += self._group.bytes_sent - sent
+        self._taken += 1
         self._state.loss_sum += value * len(labels)
         self._state.examples += len(labels)
         self._meter.count(value, len(labels) * self._group.size)
@@ -161,15 +169,22 @@ class Trainer:
             f"diverged; begin afresh with a lower --lr than {self.config.lr:g}.{kept}"
         )
 
+    def _asked(self, interrupt: Interrupt) -> int | None:
+        """Return the signal by which some rank was asked to end; a collective."""
+        return max(row[0] for row in self._group.table(interrupt.signal or 0)) or None
+
     def _stops_here(self, interrupt: Interrupt) -> bool:
         """Make a save point if one is due at this step; tell whether to stop."""
+        # Ranks must stop at the same step: they learn of a signal together, in the next one.
+        self._group.flag = bool(interrupt)
         point = self.config.save_point_steps
         left = -self._state.step % point
         if left:
-            return bool(interrupt) and self._group.size == 1 and not self._worth_waiting(left)
+            asked = bool(interrupt) if self._group.size == 1 else self._group.flagged
+            return asked and not self._worth_waiting(left)
         due = self._saver is not None and self._saver.due(self.config.checkpoint_minutes)
-        facts = self._group.table(int(bool(interrupt)), int(due))
-        stop, due = any(row[0] for row in facts), bool(facts[0][1])
+        stop = self._asked(interrupt) is not None
+        due = bool(self._group.table(int(due))[0][0])
         if self._saver is not None:
             self._settle()
             if due and not stop:
@@ -182,7 +197,8 @@ class Trainer:
         """Whether the next save point is so near that an interrupted run should go on to it."""
         if self._saver is None:
             return False
-        return steps * self._meter.seconds_a_step(self._state.step) <= _PATIENCE
+        near = steps * self._meter.seconds_a_step(self._state.step) <= _PATIENCE
+        return bool(self._group.table(int(near))[0][0])
 
     def _settle(self) -> None:
         """Let all rows catch up and make the tables due, as taking their states does."""
@@ -238,7 +254,9 @@ class Trainer:
             checkpoint=None if self._saver is None else self._saver.newest,
             interrupted=interrupted,
             sampling=report() if callable(report) else {},
+            ranks=self._group.size,
             bytes_sent=dict(self._group.sent),
+            bytes_per_step=self._sent / max(self._taken, 1),
         )
 
 

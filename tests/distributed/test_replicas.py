@@ -140,7 +140,7 @@ def test_examples_and_output_gradients_travel_in_place_of_the_weights_gradient(s
     results = spawn(2, sparse_bytes)
     most = max(stored for stored, _, _ in results)
     for _, forward, backward in results:
-        assert forward == 16 + 4 * B + 8 * most
+        assert forward == 24 + 4 * B + 8 * most
         assert backward == 4 * B * D
 
 

@@ -192,7 +192,7 @@ def test_bytes_of_a_step_follow_the_formula_and_no_weights_travel(spawn):
     activations = others * b * 4 * (D + t)
     gradients = others * b * 4 * D
     statistics = 2 * others * (b * ranks * 4 * (1 + 3)) // ranks
-    assert sent == [others * 16 + activations + gradients + statistics] * ranks
+    assert sent == [others * 24 + activations + gradients + statistics] * ranks
 
 
 def empty(group):
