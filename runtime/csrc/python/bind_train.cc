@@ -5,6 +5,7 @@
 
 #include "python/arrays.h"
 #include "python/module.h"
+#include "python/rows.h"
 #include "train/sparse_softmax.h"
 
 namespace nb = nanobind;
@@ -62,8 +63,7 @@ class PySoftmax {
     without_gil([&] { softmax_.catch_up(weight, bias, OpenMPExecutor(threads_)); });
   }
 
-  ArrayOut<float> forward(ArrayIn<float> hidden, ArrayIn<float> weight,
-                          std::optional<ArrayIn<float>> bias) {
+  ArrayOut<float> forward(ArrayIn<float> hidden, RowsIn weight, std::optional<RowsIn> bias) {
     const OutputLayer layer = layer_from(hidden, weight, bias);
     std::vector<float> log_probability(softmax_.set().examples);
     without_gil([&] {
@@ -73,8 +73,7 @@ class PySoftmax {
     return to_array(std::move(log_probability));
   }
 
-  nb::tuple partial(ArrayIn<float> hidden, ArrayIn<float> weight,
-                    std::optional<ArrayIn<float>> bias) {
+  nb::tuple partial(ArrayIn<float> hidden, RowsIn weight, std::optional<RowsIn> bias) {
     const OutputLayer layer = layer_from(hidden, weight, bias);
     const size_t examples = static_cast<size_t>(softmax_.set().examples);
     std::vector<float> top(examples), total(examples), label_sum(examples);
@@ -97,7 +96,7 @@ class PySoftmax {
     ready_ = true;
   }
 
-  void backward(ArrayIn<float> hidden, ArrayIn<float> weight, ArrayIn<float> scale,
+  void backward(ArrayIn<float> hidden, RowsIn weight, ArrayIn<float> scale,
                 ArrayInOut<float> grad_hidden, ArrayInOut<float> grad_rows,
                 ArrayInOut<float> grad_bias) {
     const OutputLayer layer = layer_from(hidden, weight, std::nullopt);
@@ -110,7 +109,7 @@ class PySoftmax {
     });
   }
 
-  void backward_update(ArrayIn<float> hidden, ArrayIn<float> weight, ArrayIn<float> scale,
+  void backward_update(ArrayIn<float> hidden, RowsIn weight, ArrayIn<float> scale,
                        ArrayInOut<float> grad_hidden, RowOptimizer& weight_optimizer,
                        RowOptimizer* bias_optimizer) {
     const OutputLayer layer = layer_from(hidden, weight, std::nullopt);
@@ -144,13 +143,15 @@ class PySoftmax {
   }
 
  private:
-  OutputLayer layer_from(const ArrayIn<float>& hidden, const ArrayIn<float>& weight,
-                         const std::optional<ArrayIn<float>>& bias) const {
+  OutputLayer layer_from(const ArrayIn<float>& hidden, const RowsIn& weight,
+                         const std::optional<RowsIn>& bias) const {
     require_shape("hidden", hidden, {softmax_.set().examples, depth_});
     require_shape("weight", weight, {neurons_, depth_});
-    if (bias) require_shape("bias", *bias, {neurons_});
-    return {.weight = {weight.data(), Storage::kFloat32, depth_},
-            .bias = {bias ? bias->data() : nullptr, Storage::kFloat32, 1}};
+    OutputLayer layer{.weight = rows_view("weight", weight, neurons_), .bias = {}};
+    if (!bias) return layer;
+    require_shape("bias", *bias, {neurons_});
+    layer.bias = {.data = bias->data(), .storage = storage_of("bias", *bias), .depth = 1};
+    return layer;
   }
 
   void check_backward(const ArrayIn<float>& scale, const ArrayInOut<float>& grad_hidden) const {
