@@ -92,7 +92,7 @@ class Adam(RowOptimizer):
     def _takes_rows(self, group: dict[str, Any]) -> bool:
         return group["weight_decay"] == 0 or group["decoupled_weight_decay"]
 
-    def _averages(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def _averages(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[str, ...]:
         return "exp_avg", "exp_avg_sq"
 
     def _new_rows(self, rows: int, steps: int) -> Any:
@@ -107,7 +107,7 @@ class Adam(RowOptimizer):
         )
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._state_of(parameter, self._averages(group)) for parameter in parameters]
+        states = [self._state_of(parameter, group) for parameter in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         beta1, beta2 = group["betas"]
         adam(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -41,8 +42,8 @@ class RowOptimizer(Optimizer):
         """Return whether a step leaves rows without a gradient to a later catch-up."""
         raise NotImplementedError
 
-    def _averages(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the names of the state's tensors that are as large as the parameter."""
+    def _averages(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the tensors in a parameter's state that are as large as it."""
         raise NotImplementedError
 
     def _new_rows(self, rows: int, steps: int) -> Any:
@@ -197,11 +198,11 @@ class RowOptimizer(Optimizer):
             else:
                 del self.state[parameter]["residual"]
 
-    def _state_of(self, parameter: Tensor, averages: tuple[str, ...]) -> dict[str, Tensor]:
+    def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[parameter]
         if state.get("step") is None:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        for name in averages:
+        for name in self._averages(group, state):
             if state.get(name) is None:
                 zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state[name] = huge_pages(zeros)
@@ -209,8 +210,7 @@ class RowOptimizer(Optimizer):
 
     def _bind(self, parameter: Tensor, group: dict[str, Any]) -> Any:
         _check_storage(parameter)
-        averages = self._averages(group)
-        state = self._state_of(parameter, averages)
+        state = self._state_of(parameter, group)
         if parameter.dtype == torch.bfloat16 and "residual" not in state:
             state["residual"] = huge_pages(torch.zeros_like(parameter, dtype=torch.int16))
         late = self._late.get(parameter)
@@ -223,7 +223,7 @@ class RowOptimizer(Optimizer):
             late,
             _matrix(parameter.detach()),
             None if residual is None else _matrix(residual),
-            [_matrix(state[name]) for name in averages],
+            [_matrix(state[name]) for name in self._averages(group, state)],
             group,
         )
 
@@ -285,7 +285,7 @@ class RowOptimizer(Optimizer):
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    return tensor.view(len(tensor), -1) if len(tensor) else tensor.reshape(0, 1)
+    return tensor.view(len(tensor), math.prod(tensor.shape[1:]))
 
 
 def _check_storage(parameter: Tensor) -> None:

@@ -58,8 +58,9 @@ class SGD(RowOptimizer):
     def _takes_rows(self, group: dict[str, Any]) -> bool:
         return True
 
-    def _averages(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] else ()
+    def _averages(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[str, ...]:
+        kept = group["momentum"] or state.get("momentum_buffer") is not None
+        return ("momentum_buffer",) if kept else ()
 
     def _new_rows(self, rows: int, steps: int) -> Any:
         return _core.RowSgd(rows, steps)
@@ -73,7 +74,7 @@ class SGD(RowOptimizer):
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        states = [self._state_of(parameter, self._averages(group)) for parameter in parameters]
+        states = [self._state_of(parameter, group) for parameter in parameters]
         buffers: list[Tensor | None] = [state.get("momentum_buffer") for state in states]
         sgd(
             parameters,

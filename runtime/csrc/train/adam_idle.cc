@@ -1,7 +1,7 @@
 #include "train/adam_idle.h"
 
+#include <algorithm>
 #include <cmath>
-#include <utility>
 
 namespace qcompile {
 namespace {
@@ -10,14 +10,15 @@ namespace {
 // both bound the relative error of the movement by 1e-5 for every ratio of √v to ε.
 constexpr double kOneTerm = 4e-5;
 constexpr double kTwoTerms = 1.6e-4;
-// Listed terms are merged while their spreads differ by less, and end when this much is left.
-constexpr double kMerged = 1.02;
-constexpr double kLeft = 1e-7;
+// Listed terms are merged while that adds less to the error, and end when this much is left.
+constexpr double kMerged = 5e-7;
+constexpr double kLeft = 1e-6;
 
-// What does not depend on the row: a_k and 1 / √(1 − β2^k).
+// What does not depend on the row: a_k, 1 / √(1 − β2^k) and √β2.
 struct Factors {
   double step_size;
   double inverse_root;
+  double root;
 };
 
 std::vector<Factors> factors_of(std::span<const AdamRates> history, int64_t before) {
@@ -31,7 +32,8 @@ std::vector<Factors> factors_of(std::span<const AdamRates> history, int64_t befo
     const auto k = static_cast<double>(before + static_cast<int64_t>(i) + 1);
     power1 = same ? power1 * rates.beta1 : std::pow(rates.beta1, k);
     power2 = same ? power2 * rates.beta2 : std::pow(rates.beta2, k);
-    factors[i] = {rates.learning_rate / (1.0 - power1), 1.0 / std::sqrt(1.0 - power2)};
+    factors[i] = {rates.learning_rate / (1.0 - power1), 1.0 / std::sqrt(1.0 - power2),
+                  std::sqrt(rates.beta2)};
   }
   return factors;
 }
@@ -44,7 +46,7 @@ struct Moments {
 
   // Adds an idle step before all others; they decay by β1 in c and by √β2 in b.
   void prepend(const AdamRates& rates, const Factors& factors, double later_shrink) {
-    const double root = std::sqrt(rates.beta2);
+    const double root = factors.root;
     const double added = factors.step_size * later_shrink;
     double decay = rates.beta1 / (root * root * root);
     double power = 1.0 / (factors.inverse_root * factors.inverse_root * factors.inverse_root);
@@ -83,34 +85,52 @@ bool two_terms(const Moments& moments, std::vector<IdleTerm>& terms) {
   return good;
 }
 
+// Neighbouring terms, to be replaced by one.
+struct MergedTerms {
+  double sum = 0;
+  double scaled = 0;  // the sum of terms over their spreads
+  double least = 0;
+  double most = 0;
+
+  void add(double weight, double spread) {
+    least = sum == 0 ? spread : std::min(least, spread);
+    most = sum == 0 ? spread : std::max(most, spread);
+    sum += weight;
+    scaled += weight / spread;
+  }
+  // The share that they have in the whole, times the error of one term for an even spread.
+  double error(const Moments& whole) const {
+    const double range = most / least - 1;
+    return range * range / 48 * std::max(sum / whole.of(0), scaled / whole.of(-1));
+  }
+};
+
 // The terms of idle steps `first` … of the history, with neighbours merged that are alike.
 void listed_terms(std::span<const AdamRates> history, std::span<const Factors> factors,
                   std::span<const double> later_shrink, size_t first, const Moments& moments,
                   std::vector<IdleTerm>& terms) {
   double decay = 1;
   double root = 1;
-  double left = moments.of(0), left_scaled = moments.of(-1);
-  double sum = 0, scaled = 0, begin = 0;
+  double left = 1, left_scaled = 1;
+  MergedTerms merged;
   for (size_t i = first; i < history.size(); ++i) {
     decay *= history[i].beta1;
-    root *= std::sqrt(history[i].beta2);
+    root *= factors[i].root;
     const double weight = factors[i].step_size * decay * later_shrink[i];
     const double spread = root * factors[i].inverse_root;
-    if (sum != 0 && (spread * kMerged < begin || begin * kMerged < spread || weight * sum < 0)) {
-      terms.push_back(term(sum, sum / scaled));
-      sum = scaled = 0;
+    MergedTerms more = merged;
+    more.add(weight, spread);
+    if (merged.sum != 0 && !(more.error(moments) < kMerged && weight * merged.sum > 0)) {
+      terms.push_back(term(merged.sum, merged.sum / merged.scaled));
+      more = {};
+      more.add(weight, spread);
     }
-    if (sum == 0) begin = spread;
-    sum += weight;
-    scaled += weight / spread;
-    left -= weight;
-    left_scaled -= weight / spread;
-    if (std::abs(left) < kLeft * std::abs(moments.of(0)) &&
-        std::abs(left_scaled) < kLeft * std::abs(moments.of(-1))) {
-      break;
-    }
+    merged = more;
+    left -= weight / moments.of(0);
+    left_scaled -= weight / spread / moments.of(-1);
+    if (std::abs(left) < kLeft && std::abs(left_scaled) < kLeft) break;
   }
-  if (sum != 0) terms.push_back(term(sum, sum / scaled));
+  if (merged.sum != 0) terms.push_back(term(merged.sum, merged.sum / merged.scaled));
 }
 
 }  // namespace

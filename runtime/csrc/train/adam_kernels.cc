@@ -52,7 +52,7 @@ QC_INLINE void step_row(const AdamMatrix& matrix, int64_t row, const float* grad
     const float g = gradient[j];
     const float m = first.load(j) + (g - first.load(j)) * step.first_rate;
     const float v = second.load(j) * step.second_decay + g * g * step.second_rate;
-    const float denominator = std::sqrt(v) / step.second_scale + step.epsilon;
+    const float denominator = std::sqrt(v) * step.second_scale + step.epsilon;
     value.store(j, value.load(j) * step.shrink - step.step_size * m / denominator, 0);
     first.store(j, m, random & 0xffffu);
     second.store(j, v, random >> 16);

@@ -23,7 +23,7 @@ struct GradientStep {
   float second_rate;   // 1 − β2
   float second_decay;  // β2
   float step_size;     // learning rate / (1 − β1^k)
-  float second_scale;  // √(1 − β2^k)
+  float second_scale;  // 1 / √(1 − β2^k)
   float epsilon;
 };
 

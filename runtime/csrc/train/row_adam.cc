@@ -13,7 +13,7 @@ GradientStep gradient_step(const AdamRates& rates, uint64_t step) {
           .second_rate = static_cast<float>(1.0 - rates.beta2),
           .second_decay = static_cast<float>(rates.beta2),
           .step_size = static_cast<float>(rates.learning_rate / first),
-          .second_scale = static_cast<float>(std::sqrt(second)),
+          .second_scale = static_cast<float>(1.0 / std::sqrt(second)),
           .epsilon = static_cast<float>(rates.epsilon)};
 }
 

@@ -10,7 +10,8 @@
 
 namespace qcompile {
 
-// As torch.optim.SGD: d = gradient + λ w, b ← μ b + d, w ← w − learning rate · b.
+// As torch.optim.SGD: d = gradient + λ w, b ← μ b + d, w ← w − learning rate · b; without momentum
+// b stays as it is and d takes its place.
 struct SgdRates {
   double learning_rate = 1e-3;
   double momentum = 0;      // μ
@@ -19,7 +20,7 @@ struct SgdRates {
 
 struct SgdMatrix {
   RowMatrix weight;
-  void* buffer = nullptr;  // b, in the weight's storage; null without momentum
+  void* buffer = nullptr;  // b, in the weight's storage; null if there never was momentum
 };
 
 // (w, b) ← (ww · w + wb · b, bw · w + bb · b).
@@ -42,7 +43,7 @@ struct SgdKernels {
                const float* gradients, const SgdStep& step);
 };
 
-const SgdKernels& sgd_kernels(Storage storage, bool momentum, Isa isa = best_isa());
+const SgdKernels& sgd_kernels(Storage storage, bool buffer, Isa isa = best_isa());
 
 // An idle step is linear in (w, b), so that any number of them is one matrix of two by two: exact,
 // also with rates that vary. See LateRows.
@@ -73,10 +74,7 @@ class SgdRule {
   const SgdKernels* kernels_;
 };
 
-// A step without momentum leaves the buffer alone, which one with it does not.
-inline bool mergeable(const SgdRates& a, const SgdRates& b) {
-  return (a.momentum == 0) == (b.momentum == 0);
-}
+inline bool mergeable(const SgdRates&, const SgdRates&) { return true; }
 
 using RowSgd = LateRows<SgdRule>;
 using BoundSgd = BoundRows<SgdRule>;
