@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -10,19 +11,30 @@ from torch import Tensor
 
 from qcompile.config import LSH
 from qcompile.errors import DataError
+from qcompile.nn.table_report import TableReport
+from qcompile.recompute import recomputing
 from qcompile.runtime import _core
 
 __all__ = ["HashTables"]
 
 _LONGEST = 2**62  # steps between two re-hashes; keeps the schedule in int64
+_MOST_SLICES = 2**20
 
 
 class HashTables:
     """The tables of one layer, on SLIDE's schedule (MLSys 2020, section 4.2).
 
-    Re-hash number i follows the one before it by N₀·e^{λi} training steps. Copies and pickles
-    carry the place in the schedule, not the tables; after one is made, original and copy alike
-    rebuild theirs at the next training step and stay equal.
+    Re-hash number i follows the one before it by N₀·e^{λi} training steps. By ``config`` it
+
+    * hashes only the rows whose bytes have changed since they were hashed last (``incremental``),
+      whoever changed them; the result equals a full re-hash, bit for bit;
+    * takes place over several steps, a slice in each, in tables of its own, which then take the
+      place of the present ones (``spread``; never beyond the next re-hash);
+    * draws new hash functions (``renew``: at every so many re-hashes).
+
+    Copies and pickles carry the place in the schedule, not the tables. When one is made, or the
+    state saved, a re-hash under way is given up; original and copy alike rebuild their tables at
+    the next training step, at once, and stay equal.
 
     Args:
         config: hash family, tables and schedule.
@@ -39,6 +51,7 @@ class HashTables:
         self._shape = (dimension, neurons)
         self._core: Any = None
         self._due = True
+        self._seconds = 0.0
         self.steps = 0
         self.rehashes = 0
         self._next = config.rehash
@@ -48,18 +61,26 @@ class HashTables:
         """Return the tables for this training step, or None where none are needed.
 
         Args:
-            weight: float32 [N, d], contiguous, on the CPU.
+            weight: float32 or bfloat16 [N, d], contiguous, on the CPU.
         """
-        if self.steps >= self._next:
-            self.rehashes += 1
-            growth = math.exp(min(self._config.rehash_decay * self.rehashes, 43.0))
-            self._next += min(math.ceil(self._config.rehash * growth), _LONGEST)
-            self._due = True
+        c = self._config
         # With room for every neuron there is nothing to look up; with room for one, its label.
-        if self._config.active >= self._shape[1] or self._config.active == 1:
+        needed = c.mode == "lsh" and 1 < c.active < self._shape[1]
+        if recomputing() and self._core is not None:
+            return self._core if needed else None  # it is to find what the first call found
+        falls_due = self._follow_schedule()
+        if not needed:
             return None
-        if self._due:
+        if self._due or (falls_due and c.spread <= 1):
             self._build(weight)
+        elif falls_due:
+            self._core.begin(self._slices(), self._builds, self._draw())
+            self._builds += 1
+            self._seconds = 0.0
+        if self._core.building:
+            start = time.perf_counter()
+            self._core.advance(weight, torch.get_num_threads())
+            self._seconds += time.perf_counter() - start
         return self._core
 
     def advance(self) -> None:
@@ -90,15 +111,51 @@ class HashTables:
         self.steps, self.rehashes, self._next, self._builds = state.tolist()
         self.invalidate()
 
+    def report(self) -> TableReport:
+        """Describe the tables and what the latest step found in them.
+
+        Raises:
+            DataError: there are no tables yet.
+        """
+        if self._core is None or not self._core.built:
+            raise DataError(
+                "LSHLinear: there are no hash tables to describe; they are built at the first "
+                'training step with mode="lsh" and 1 < active < the number of neurons.'
+            )
+        return TableReport.of(self._core, self._builds, self.rehashes, self._seconds)
+
+    def _follow_schedule(self) -> bool:
+        """Return whether a re-hash falls due at this step, and say when the next one will."""
+        if self.steps < self._next:
+            return False
+        self.rehashes += 1
+        growth = math.exp(min(self._config.rehash_decay * self.rehashes, 43.0))
+        self._next += min(math.ceil(self._config.rehash * growth), _LONGEST)
+        return True
+
+    def _slices(self) -> int:
+        return min(self._config.spread, self._next - self.steps, _MOST_SLICES)
+
+    def _draw(self) -> int:
+        """Return the number of the draw of hash functions."""
+        return self.rehashes // self._config.renew if self._config.renew else 0
+
     def _build(self, weight: Tensor) -> None:
-        threads = torch.get_num_threads()
         if self._core is None:
             c = self._config
-            hashes = c.hashes_for(self._shape[1])
             self._core = _core.LshTables(
-                *self._shape, c.family, c.tables, hashes, c.bucket, c.policy, c.seed
+                *self._shape,
+                c.family,
+                c.tables,
+                c.hashes_for(self._shape[1]),
+                c.bucket,
+                c.policy,
+                c.seed,
+                incremental=c.incremental,
             )
-        self._core.build(weight, self._builds, threads)
+        start = time.perf_counter()
+        self._core.build(weight, self._builds, torch.get_num_threads(), self._draw())
+        self._seconds = time.perf_counter() - start
         self._builds += 1
         self._due = False
 

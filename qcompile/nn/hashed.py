@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qcompile.config import LSH
 from qcompile.errors import DataError
 from qcompile.nn.hash_tables import HashTables
+from qcompile.nn.table_report import TableReport
 from qcompile.recompute import Recent, recomputing
 
 __all__ = ["Hashed"]
@@ -49,6 +50,14 @@ class Hashed(nn.Module):
     def rehashes(self) -> int:
         """Times that the schedule has rebuilt the tables."""
         return self._tables.rehashes
+
+    def occupancy(self) -> TableReport:
+        """Describe the hash tables and what the latest training step found in them.
+
+        Raises:
+            DataError: there are no tables yet.
+        """
+        return self._tables.report()
 
     def _begin_step(self, hidden: Tensor) -> int:
         """Return the number of the training step that a call with ``hidden`` [..., d] is."""
