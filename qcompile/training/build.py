@@ -52,9 +52,14 @@ def build_head(config: TrainConfig, labels: int, group: Group) -> nn.Module:
 
 
 def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
-    """Return the optimiser, which updates the large layers within ``backward()``."""
+    """Return the optimiser, which updates the large layers within ``backward()``.
+
+    Adam with weight decay, which its gradients contain, moves every row at every step and so
+    cannot: it takes dense gradients, and time that grows with the number of labels.
+    """
     kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
     optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    fused = [module for module in model.modules() if hasattr(module, "row_updates")]
-    optimizer.step_in_backward(*fused)
+    if config.optimizer != "adam" or config.weight_decay == 0:
+        layers = [module for module in model.modules() if hasattr(module, "row_updates")]
+        optimizer.step_in_backward(*layers)
     return optimizer
