@@ -1,6 +1,8 @@
 """The layers that passes put in place of first-order ones."""
 
 from qcompile.nn.lsh import LSHLinear, LSHOutput
+from qcompile.nn.lsh_conv import LSHConv2d
+from qcompile.nn.lsh_hidden import LSHHidden
 from qcompile.nn.quadratic import (
     PRESERVING_FORMS,
     QuadraticConv1d,
@@ -13,6 +15,8 @@ from qcompile.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "PRESERVING_FORMS",
+    "LSHConv2d",
+    "LSHHidden",
     "LSHLinear",
     "LSHOutput",
     "QuadraticConv1d",
