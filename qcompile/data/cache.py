@@ -25,11 +25,18 @@ _STRETCH = 1 << 22
 
 
 def default_folder() -> Path:
-    """Return ``$QCOMPILE_CACHE``, or the user's folder for caches, ``~/.cache/qcompile``."""
+    """Return ``$QCOMPILE_CACHE``, or the user's folder for caches, ``~/.cache/qcompile``.
+
+    Raises:
+        DataError: the user has no home, as in some containers.
+    """
     named = os.environ.get("QCOMPILE_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompile"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompile"
+    except RuntimeError as error:
+        raise DataError(f"cache: {error} Name a folder with cache= or QCOMPILE_CACHE.") from error
 
 
 def derived(
@@ -53,7 +60,7 @@ def derived(
         sources: existing files.
         build: fills an empty folder and returns what else ``load`` needs, to be written as JSON.
         load: turns a complete folder and what ``build`` returned into the result; may raise
-            OSError, ValueError or KeyError where the folder is damaged.
+            anything where the folder is damaged.
 
     Raises:
         DataError: the folder cannot be written, or what ``build`` raises.
@@ -67,7 +74,7 @@ def derived(
     def existing() -> Loaded | None:
         try:
             return load(folder, _verified(folder, state))
-        except (OSError, ValueError, KeyError):
+        except Exception:  # whatever is missing or damaged, it is built again
             return None
 
     result = existing()

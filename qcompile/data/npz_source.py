@@ -55,7 +55,7 @@ class NpzMatrix:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile raises many kinds on damaged files
             raise DataError(f"{path}: not a readable .npz file: {error}.") from error
         self.shape = self._shape()
 
@@ -153,7 +153,7 @@ class NpzMatrix:
             raise self._fail(
                 f"has no array {name!r}. Write it by scipy.sparse.save_npz."
             ) from error
-        except Exception as error:  # zipfile and NumPy raise many kinds on damaged files
+        except Exception as error:  # as above, and so does NumPy
             raise self._fail(f"the array {name!r} is damaged: {error}.") from error
         return file, shape, dtype
 

@@ -198,8 +198,12 @@ def damage_layout(folder):
     path = folder / "features.indptr.npy"
     path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
     record = json.loads((folder / "record.json").read_text())
-    record["files"][path.name] = cache._checksum(path)
-    (folder / "record.json").write_text(json.dumps(record))
+    edit_record(folder, files=record["files"] | {path.name: cache._checksum(path)})
+
+
+def edit_record(folder, **changes):
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | changes))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,8 @@ def damage_layout(folder):
         lambda folder: (folder / "features.indices.npy").write_bytes(b""),
         lambda folder: (folder / "record.json").write_text("[]"),
         lambda folder: (folder / "record.json").write_bytes(b"\xff"),
+        lambda folder: edit_record(folder, files=[]),
+        lambda folder: edit_record(folder, content={"num_features": 10**30, "num_labels": "x"}),
         shutil.rmtree,
     ],
 )
@@ -257,6 +263,22 @@ def test_a_cache_that_cannot_be_written(files, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cache cannot be written"):
         read_dataset(path, cache=tmp_path / "file")
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    assert cache.default_folder() == tmp_path / "cache"
+    monkeypatch.delenv("QCOMPILE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.default_folder() == tmp_path / "qcompile"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.default_folder() == Path.home() / ".cache" / "qcompile"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DataError, match=r"home directory.* cache="):
+        cache.default_folder()
 
 
 def test_a_full_disk_leaves_no_files(make, tmp_path):

@@ -195,6 +195,17 @@ def test_npz(changes, message, tmp_path):
     assert "X.npz: " in str(caught.value)
 
 
+def test_npz_of_a_later_zip_version(tmp_path):
+    matrix = sparse.csr_matrix(np.eye(2))
+    for name in ("X.npz", "Y.npz"):
+        sparse.save_npz(tmp_path / name, matrix)
+    content = bytearray((tmp_path / "X.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255
+    (tmp_path / "X.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"X\.npz: not a readable \.npz"):
+        read_dataset(tmp_path / "X.npz")
+
+
 def test_npz_values_may_have_any_type_and_rows_any_order(tmp_path):
     sparse.save_npz(tmp_path / "Y.npz", sparse.csr_matrix(np.eye(2, dtype=np.uint8)))
     big = {"indices": np.array([3, 1, 0], ">i8"), "data": np.array([1, 2, 3], ">f8")}

@@ -1,4 +1,5 @@
 // Parsing of example lines: what is read, what is refused, and that no bytes read past the text.
+#include <limits>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -37,6 +38,8 @@ void test_reads_sorts_and_merges() {
   EXPECT((p.feature_ends == std::vector<int64_t>{2, 2, 3, 3}));
   EXPECT(p.lines == 4 && p.merged == 2);
   EXPECT(parse("").lines == 0);
+  // The largest float, printed with nine digits, is larger than it.
+  EXPECT(parse("1 2:3.40282347e+38").values.front() == std::numeric_limits<float>::max());
 }
 
 void test_comments_and_entries_alone() {
@@ -54,6 +57,7 @@ void test_names_the_first_faulty_line() {
   EXPECT(refuses("1 2:3\n1 2:x\n1 y", "line 8: '2:x' has no number"));
   EXPECT(refuses("1 2:nan", "not finite"));
   EXPECT(refuses("1 2:1e39", "float32"));
+  EXPECT(refuses("1 2:3.4028236e+38", "float32"));
   EXPECT(refuses("1 2:1e999", "float32"));
   EXPECT(refuses("1 2:3e38 2:3e38", "sum"));
   EXPECT(refuses("1 10:1", "0 to 9"));
