@@ -69,6 +69,10 @@ def read_dataset(
         partner = _existing(Path(labels) if labels is not None else _partner(source))
     elif labels is not None:
         raise DataError(f"{path}: a file of the format {kind} holds its labels: leave out labels=.")
+    if index_base is not None and kind != "libsvm":
+        raise DataError(
+            f"{path}: indices of the format {kind} begin with 0: leave out index_base=."
+        )
     request = Request(kind, source, partner, num_features, num_labels, index_base)
 
     def build(folder: Path) -> dict[str, Any]:

@@ -78,15 +78,20 @@ class TextFile:
             self._stream: IO[bytes] = opener(path, "rb")
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
-        self._rest = self._read()
-        if not self._rest or self._rest.startswith(_WIDE):
+        try:
+            self._rest = self._begin()
+        except DataError:
             self.close()
-            raise self.fail(
-                "UTF-16 or UTF-32 text. Convert it: iconv -t UTF-8."
-                if self._rest
-                else "the file is empty."
-            )
-        self._rest = self._rest.removeprefix(_BYTE_ORDER_MARK)
+            raise
+
+    def _begin(self) -> bytes:
+        """Return the first bytes of the text."""
+        first = self._read()
+        if not first:
+            raise self.fail("the file is empty.")
+        if first.startswith(_WIDE):
+            raise self.fail("UTF-16 or UTF-32 text. Convert it: iconv -t UTF-8.")
+        return first.removeprefix(_BYTE_ORDER_MARK)
 
     def __enter__(self) -> TextFile:
         return self

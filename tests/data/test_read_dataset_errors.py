@@ -126,10 +126,12 @@ def test_paths_and_options(tmp_path):
     archive.write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match=r"not a readable \.npz"):
         read_dataset(archive, labels=path)
+    with pytest.raises(DataError, match="begin with 0"):
+        read_dataset(path, index_base=1)
     for name in ("num_features", "num_labels", "index_base"):
         for wrong in (-1, 2**31, 1.5, True, "3"):
-            with pytest.raises(DataError, match=name):
-                read_dataset(path, **{name: wrong})
+            with pytest.raises(DataError, match=f"{name} is"):
+                read_dataset(path, format="libsvm", **{name: wrong})
 
 
 ARRAYS = {
