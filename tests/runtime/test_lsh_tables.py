@@ -35,22 +35,6 @@ def test_keys_equal_the_reference(isa, family, count, dimension, hashes):
     assert tables.key_bits == reference.fold_bits(50, family, hashes)
 
 
-@pytest.mark.parametrize("degrees", [10, 45, 90, 150])
-def test_simhash_collides_with_one_minus_angle_over_pi(degrees):
-    pairs, dimension, tables = 400, 300, 60
-    angle = np.radians(degrees)
-    a = normal(pairs, dimension, seed=2).astype(np.float64)
-    b = normal(pairs, dimension, seed=3).astype(np.float64)
-    a /= np.linalg.norm(a, axis=1, keepdims=True)
-    b -= (a * b).sum(axis=1, keepdims=True) * a
-    b /= np.linalg.norm(b, axis=1, keepdims=True)
-    near = (np.cos(angle) * a + np.sin(angle) * b).astype(np.float32)
-    core = make(dimension, family="simhash", tables=tables, hashes=1)
-    same = core.keys(a.astype(np.float32)) == core.keys(near)
-    # 24,000 decisions; those about one pair share its vectors, hence six standard deviations.
-    assert abs(same.mean() - (1 - degrees / 180)) < 6 * 0.5 / np.sqrt(same.size)
-
-
 def test_dwta_ranks_neighbours_by_nearness():
     base = normal(200, 128, seed=4)
     core = make(128, tables=100, hashes=1)
@@ -101,30 +85,6 @@ def test_tables_equal_the_reference(
             assert core.bucket(table, key).tolist() == expected[table].get(key, [])
         for key, kept in expected[table].items():
             assert core.bucket(table, key).tolist() == kept
-
-
-def equal_rows(count, policy, bucket, seed=0):
-    """Tables whose rows all fall into one bucket."""
-    core = make(8, count, tables=200, hashes=1, bucket=bucket, policy=policy, seed=seed)
-    row = normal(1, 8)
-    core.build(np.repeat(row, count, axis=0))
-    keys = core.keys(row)[:, 0]
-    return [core.bucket(table, int(key)).tolist() for table, key in enumerate(keys)]
-
-
-def test_fifo_keeps_the_latest():
-    for kept in equal_rows(100, "fifo", 16):
-        assert sorted(kept) == list(range(84, 100))
-
-
-def test_reservoir_keeps_each_row_with_equal_probability():
-    count, bucket = 100, 16
-    kept = np.concatenate([equal_rows(count, "reservoir", bucket, seed=s) for s in range(10)])
-    assert kept.shape == (2000, bucket)
-    assert all(len(set(row)) == bucket for row in kept.tolist())
-    share = np.bincount(kept.ravel(), minlength=count) / len(kept)
-    deviation = np.sqrt(bucket / count * (1 - bucket / count) / len(kept))
-    assert abs(share - bucket / count).max() < 5 * deviation
 
 
 def test_generations_draw_other_samples():
