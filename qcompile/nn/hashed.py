@@ -103,7 +103,7 @@ class Hashed(nn.Module):
         self._tables.invalidate()
 
     def _check_trainable(
-        self, hidden: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+        self, hidden: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     ) -> None:
         """Raise DataError unless input and parameters lie where training takes place."""
         name = type(self).__name__

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from qcompile.config import LSH
 from qcompile.nn.active_softmax import active_log_prob
 from qcompile.nn.hashed import Hashed
+from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.row_sparse import RowSparse
 from qcompile.nn.targets import check_hidden, label_matrix
 
@@ -42,21 +43,20 @@ class LSHLinear(Hashed, RowSparse):
     activates its labels, up to ``config.active`` neurons that collide with its hidden activations
     in the hash tables, and ``config.negatives`` neurons that are drawn uniformly for the whole
     batch and weighted to stand for all others; the cost no longer grows with N. With
-    ``config.active >= N`` that is exact, too.
+    ``config.active >= N`` that is exact, too. ``mode="sampled"`` does without tables;
+    ``mode="full"`` is the exact softmax over all N neurons, in blocks.
 
-    The gradients of weight and bias are then row-sparse: train with :class:`qcompile.optim.Adam`,
-    or ``torch.optim.SGD`` or ``SparseAdam``. Set ``sparse_grad = False`` for dense gradients and
-    any optimiser, at a cost that grows with N.
+    The gradients of weight and bias are then row-sparse. An optimiser of :mod:`qcompile.optim`
+    takes them, as its own step or, with ``step_in_backward``, before they reach memory; so do
+    ``torch.optim.SGD``, ``SparseAdam`` and ``Adagrad``. Set ``sparse_grad = False`` for dense
+    gradients and any optimiser, at a cost that grows with N.
 
-    The tables are built from the weights at the first training step and again on the schedule
-    N₀·e^{λi} (``config.rehash``, ``config.rehash_decay``), counted in training steps: calls with a
-    target in training mode. They are never saved. Taking a ``state_dict``, copying and pickling
-    make this layer, too, rebuild them at its next training step, so that a run that was saved and
-    resumed equals, bit for bit, the one that went on. Results depend on ``config.seed``, not on
-    the number of threads.
+    Hash tables follow the weights on a schedule, see :class:`qcompile.nn.hashed.Hashed`; a
+    training step is a call with a target in training mode. Results depend on ``config.seed``, not
+    on the number of threads, unless ``config.accumulation`` is ``async``.
 
-    Training runs on the CPU with float32 parameters; hidden activations of other floating types,
-    autocast's included, are cast to float32.
+    Training runs on the CPU with parameters in float32 or bfloat16, and computes in float32; hidden
+    activations of other floating types, autocast's included, are cast.
 
     Args:
         in_features: d, the width of the hidden activations.
@@ -122,11 +122,11 @@ class LSHLinear(Hashed, RowSparse):
 
         Raises:
             DataError: ``hidden`` or ``target`` has the wrong type, shape or range, the batch is
-                empty, or training is asked for off the CPU or with parameters not in float32.
+                empty, or training is asked for off the CPU or with parameters of another type.
         """
         check_hidden(hidden, self.in_features)
         if target is None:
-            return F.linear(hidden, self.weight, self.bias)
+            return mixed_linear(hidden, self.weight, self.bias)
         labels = label_matrix(hidden, target, self.out_features)
         rows = hidden.reshape(-1, self.in_features)
         log_prob = self._sampled(rows, labels) if self.training else self._exact(rows, labels)
@@ -136,17 +136,16 @@ class LSHLinear(Hashed, RowSparse):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities of all neurons, [..., N], for hidden [..., d]."""
         check_hidden(hidden, self.in_features)
-        return F.log_softmax(F.linear(hidden, self.weight, self.bias), dim=-1)
+        return F.log_softmax(mixed_linear(hidden, self.weight, self.bias), dim=-1)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the neuron with the highest score, int64 [...], for hidden [..., d]."""
         check_hidden(hidden, self.in_features)
-        return F.linear(hidden, self.weight, self.bias).argmax(dim=-1)
+        return mixed_linear(hidden, self.weight, self.bias).argmax(dim=-1)
 
     def _exact(self, hidden: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            scores = F.linear(hidden.float(), self.weight.float(), bias)
+            scores = mixed_linear(hidden.float(), self.weight, self.bias)
         log_prob = F.log_softmax(scores, dim=-1)
         labels = labels.to(hidden.device)
         share = _first_occurrences(labels).to(log_prob.dtype)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812
 
 from qcompile.config import LSH
 from qcompile.nn.active_neurons import active_neurons, check_active
 from qcompile.nn.hashed import Hashed
+from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
 from qcompile.nn.targets import check_hidden
 from qcompile.runtime import _core
@@ -36,8 +36,8 @@ class LSHHidden(Hashed, RowSparse):
     layer is faster dense. The output is a dense tensor with zeros.
 
     Gradients of weight and bias are row-sparse, see :class:`qcompile.nn.LSHLinear`; tables follow
-    the weights in the same way, counting calls in training mode. Parameters are float32 in
-    training, the input is cast.
+    the weights in the same way, counting calls in training mode. In training parameters are float32
+    or bfloat16, arithmetic is in float32, and the input is cast.
 
     Args:
         in_features: d.
@@ -103,11 +103,11 @@ class LSHHidden(Hashed, RowSparse):
 
         Raises:
             DataError: ``hidden`` has the wrong type or width, or training is asked for off the CPU
-                or with parameters not in float32.
+                or with parameters of another type.
         """
         check_hidden(hidden, self.in_features, type(self).__name__)
         if not self.training:
-            return F.linear(hidden, self.weight, self.bias)
+            return mixed_linear(hidden, self.weight, self.bias)
         rows = hidden.reshape(-1, self.in_features)
         return self._sampled(rows).reshape(*hidden.shape[:-1], self.out_features)
 
@@ -162,7 +162,7 @@ class _ActiveProduct(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(hidden, weight)
         values = torch.empty(len(call.places))
-        bias = None if bias is None else bias.detach()
+        bias = None if bias is None else bias.detach().float()
         call.csr.products(hidden.detach(), weight.detach(), bias, values, threads)
         output = torch.zeros(call.shape)
         output.view(-1)[call.places] = values
