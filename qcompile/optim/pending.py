@@ -15,13 +15,17 @@ __all__ = ["catch_up", "owe", "owed"]
 class _Owing(Protocol):
     def flush(self) -> None: ...
     def bind(self, parameter: Tensor) -> Any: ...
+    def settle(self, parameter: Tensor) -> None: ...
 
 
 _owing: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def owe(parameter: Tensor, optimizer: _Owing) -> None:
-    """Note that ``optimizer`` updates rows of ``parameter`` late."""
+    """Note that ``optimizer`` updates rows of ``parameter`` late; another that did so settles."""
+    before = _optimizer_of(parameter)
+    if before is not None and before is not optimizer:
+        before.settle(parameter)
     _owing[parameter] = weakref.ref(optimizer)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class RowOptimizer(Optimizer):
     """Base: rows without a gradient are left alone and catch up, exactly, when it matters."""
 
     # Per parameter, a _core.RowAdam or RowSgd: the steps that each of its rows has followed.
-    _late: dict[Tensor, Any]
+    _late: dict[Tensor, Any] = MappingProxyType({})  # type: ignore[assignment]
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._late = {}
@@ -98,7 +100,7 @@ class RowOptimizer(Optimizer):
                 else:
                     dense.append(parameter)
             for parameter in dense:
-                self._settle(parameter)
+                self.settle(parameter)
             if dense:
                 self._step_dense(dense, group)
         for parameter, late in self._late.items():
@@ -176,6 +178,11 @@ class RowOptimizer(Optimizer):
         self._late.clear()
         super().load_state_dict(state_dict)
         self._restore_residuals(state_dict)
+
+    def __del__(self) -> None:
+        # Nobody else knows what the rows of a model that lives on have missed.
+        if self._late and not sys.is_finalizing():
+            self.flush()
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()
@@ -277,8 +284,8 @@ class RowOptimizer(Optimizer):
         self._bind(parameter, group).flush(torch.get_num_threads())
         increment_version(parameter)
 
-    def _settle(self, parameter: Tensor) -> None:
-        """Let all rows catch up and forget that they may be late."""
+    def settle(self, parameter: Tensor) -> None:
+        """Let all rows of a parameter catch up and forget that they may be late."""
         if parameter in self._late:
             self._flush(parameter)
             del self._late[parameter]
