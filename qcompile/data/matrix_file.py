@@ -30,6 +30,7 @@ class MatrixWriter:
     """
 
     def __init__(self, folder: Path, name: str, *, values: bool) -> None:
+        self._name = name
         self.rows = 0
         self.entries = 0
         self.empty_rows = 0
@@ -62,7 +63,7 @@ class MatrixWriter:
             DataError: more entries than a 32-bit row pointer can count.
         """
         if self.entries + len(rows.indices) > MAX_ENTRIES:
-            raise DataError(f"more than {MAX_ENTRIES} entries. Split the file.")
+            raise DataError(f"{self._name}: more than {MAX_ENTRIES} entries. Split the file.")
         self._indptr.append(rows.indptr[1:] + self.entries)
         self._indices.append(rows.indices)
         if self._values is not None and rows.values is not None:

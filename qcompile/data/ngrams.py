@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,46 @@ class NgramEncoder:
         chosen = chosen[np.argsort(hashes[chosen])]
         weights = np.log((1 + len(texts)) / (1 + counts[chosen])) + 1
         return cls(hashes[chosen], np.maximum(weights, 0).astype(np.float32))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> NgramEncoder:
+        """Read what :meth:`write` wrote, so that a server needs no training names.
+
+        Raises:
+            DataError: the file cannot be read or is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                hashes, weights = arrays["hashes"], arrays["weights"]
+        except Exception as error:  # NumPy and zipfile raise many kinds on damaged files
+            raise DataError(f"{path}: cannot be read as an n-gram encoder: {error}.") from error
+        if (
+            hashes.dtype != np.uint64
+            or weights.dtype != np.float32
+            or not hashes.shape == weights.shape == (hashes.size,)
+            or not hashes.size
+            or not (hashes[1:] > hashes[:-1]).all()
+            or not np.isfinite(weights).all()
+        ):
+            raise DataError(f"{path}: is no n-gram encoder: its arrays are not as they should be.")
+        return cls(hashes, weights)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz file of 12 bytes a feature, under a temporary name first.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, hashes=self.hashes, weights=self.weights)
+            temporary.replace(target)
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @property
     def num_features(self) -> int:

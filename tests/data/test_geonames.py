@@ -64,6 +64,36 @@ def test_case_blanks_and_composition():
             encoder.encode(wrong)
 
 
+def test_an_encoder_travels_without_its_names(tmp_path):
+    encoder = NgramEncoder.fit(["bern", "basel"], 30)
+    path = tmp_path / "encoder.npz"
+    encoder.write(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.npz"]
+    names = ["Bern", "Biel"]
+    again = NgramEncoder.read(path)
+    assert np.array_equal(again.encode(names).toarray(), encoder.encode(names).toarray())
+    with pytest.raises(DataError, match="cannot be written"):
+        encoder.write(tmp_path / "none" / "encoder.npz")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"hashes": np.array([2, 1], np.uint64), "weights": np.ones(2, np.float32)},
+        {"hashes": np.array([1, 2], np.uint64), "weights": np.ones(3, np.float32)},
+        {"hashes": np.array([1, 2]), "weights": np.ones(2, np.float32)},
+        {"hashes": np.array([1, 2], np.uint64), "weights": np.array([1, np.nan], np.float32)},
+        {"hashes": np.zeros(0, np.uint64), "weights": np.zeros(0, np.float32)},
+        {"hashes": np.array([1, 2], object), "weights": np.ones(2, np.float32)},
+        {"weights": np.ones(2, np.float32)},
+    ],
+)
+def test_what_is_no_encoder_is_refused(arrays, tmp_path):
+    np.savez(tmp_path / "encoder.npz", **arrays)
+    with pytest.raises(DataError, match=r"encoder\.npz: "):
+        NgramEncoder.read(tmp_path / "encoder.npz")
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A package with 300 cities of three names each, and the sizes to go with it."""
