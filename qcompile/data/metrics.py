@@ -25,6 +25,8 @@ __all__ = [
     "psp_at_k",
 ]
 
+_STRETCH = 1 << 22  # scores ranked at a time, to bound memory
+
 
 def precision_at_k(answers: Any, labels: Any, k: int) -> float:
     """Return P@k, the share of the k best answers that are right, averaged over examples.
@@ -252,16 +254,25 @@ def _best(answers: Any, k: int) -> np.ndarray:
     if k > found.shape[1]:
         raise DataError(f"metrics: k is {k}, expected 1 to {found.shape[1]}.")
     if found.dtype.kind == "f":
-        if np.isnan(found).any():
-            raise DataError("metrics: a score is NaN.")
-        ids = np.argpartition(-found, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(found, ids, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(ids, order, axis=1).astype(np.int64)
+        return _best_of_dense(found, k)
     ids = found[:, :k].astype(np.int64)
     ordered = np.sort(ids, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
         raise DataError("metrics: an example's answers name a label twice.")
     return ids
+
+
+def _best_of_dense(scores: np.ndarray, k: int) -> np.ndarray:
+    best = np.empty((len(scores), k), dtype=np.int64)
+    rows = max(1, _STRETCH // scores.shape[1])
+    for start in range(0, len(scores), rows):
+        part = -scores[start : start + rows]
+        if np.isnan(part).any():
+            raise DataError("metrics: a score is NaN.")
+        ids = np.argpartition(part, k - 1, axis=1)[:, :k]
+        order = np.argsort(np.take_along_axis(part, ids, axis=1), axis=1, kind="stable")
+        best[start : start + rows] = np.take_along_axis(ids, order, axis=1)
+    return best
 
 
 def _best_of_sparse(scores: Any, k: int) -> np.ndarray:
@@ -279,5 +290,8 @@ def _best_of_sparse(scores: Any, k: int) -> np.ndarray:
 
 
 def _array(values: Any) -> np.ndarray:
-    detach = getattr(values, "detach", None)
-    return np.asarray(detach() if detach is not None else values)
+    if hasattr(values, "detach"):
+        values = values.detach()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # NumPy has no bfloat16
+    return np.asarray(values)

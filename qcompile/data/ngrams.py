@@ -47,7 +47,13 @@ class NgramEncoder:
 
     @classmethod
     def fit(cls, texts: Sequence[str], most: int) -> NgramEncoder:
-        """Choose the ``most`` most frequent n-grams of normalised texts."""
+        """Choose the ``most`` most frequent n-grams of normalised texts.
+
+        Raises:
+            DataError: there are no texts, or ``most`` is below 1.
+        """
+        if not texts or most < 1:
+            raise DataError(f"fit: {len(texts)} texts, {most} n-grams; expected one or more.")
         found = [_counted(_windows(texts, size)[1]) for size in SIZES]
         hashes = np.concatenate([hashes for hashes, _ in found])
         counts = np.concatenate([counts for _, counts in found])

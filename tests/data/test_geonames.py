@@ -64,6 +64,12 @@ def test_case_blanks_and_composition():
             encoder.encode(wrong)
 
 
+@pytest.mark.parametrize(("texts", "most"), [([], 3), (["bern"], 0)])
+def test_nothing_to_choose_from_is_refused(texts, most):
+    with pytest.raises(DataError, match="one or more"):
+        NgramEncoder.fit(texts, most)
+
+
 def test_an_encoder_travels_without_its_names(tmp_path):
     encoder = NgramEncoder.fit(["bern", "basel"], 30)
     path = tmp_path / "encoder.npz"

@@ -131,6 +131,15 @@ def test_sparse_scores_with_few_entries():
     )
 
 
+def test_scores_are_ranked_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr("qcompile.data.metrics._STRETCH", 100)
+    scores = np.random.default_rng(2).random((23, 40)).astype(np.float32)
+    right = np.argsort(-scores, axis=1)[:, 3:4]
+    assert [precision_at_k(scores, right, k) * k for k in (3, 4)] == [0, pytest.approx(1)]
+    coarse = torch.tensor([[0.0, 2.0, 1.0]]).bfloat16()
+    assert precision_at_k(coarse, np.array([[1]]), 1) == 1
+
+
 def test_a_million_labels_need_no_dense_array():
     rng = np.random.default_rng(0)
     labels = sparse.csr_matrix(
