@@ -40,12 +40,16 @@ def measure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     counter = FlopCounterMode(display=False)
     flops: dict[str, int] = {}
     started: list[int] = []
+    unseen = 0
 
     def enter(*_: Any) -> None:
-        started.append(counter.get_total_flops())
+        started.append(counter.get_total_flops() + unseen)
 
-    def leave(name: str) -> None:
-        flops[name] = flops.get(name, 0) + counter.get_total_flops() - started.pop()
+    def leave(name: str, module: nn.Module) -> None:
+        nonlocal unseen
+        unseen += getattr(module, "unseen_flops", 0)
+        total = counter.get_total_flops() + unseen
+        flops[name] = flops.get(name, 0) + total - started.pop()
 
     called: dict[str, None] = {}
     handles = []
@@ -53,7 +57,7 @@ def measure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         handles += [
             module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)),
             module.register_forward_pre_hook(enter),
-            module.register_forward_hook(lambda *_, name=name: leave(name)),
+            module.register_forward_hook(lambda module, *_, name=name: leave(name, module)),
         ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:

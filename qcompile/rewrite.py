@@ -17,7 +17,8 @@ from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
 from qcompile.passes.fx.inputs import Inputs
 from qcompile.passes.fx.layers import ROOT
-from qcompile.passes.fx.quadratic import IS_OUTPUT, SubstituteQuadratic
+from qcompile.passes.fx.quadratic import IS_SPARSE, SubstituteQuadratic
+from qcompile.passes.fx.sparse_hidden import SubstituteHidden
 from qcompile.passes.fx.sparse_output import SubstituteOutput
 from qcompile.passes.fx.tracing import (
     NONE,
@@ -33,7 +34,7 @@ from qcompile.report import Report
 __all__ = ["explain", "transform"]
 
 QuadraticRequest = str | Quadratic | Iterable[str | Quadratic] | None
-SparseRequest = bool | LSH | None
+SparseRequest = bool | LSH | Iterable[LSH] | None
 
 
 def transform(
@@ -55,7 +56,8 @@ def transform(
         model: a module. What ``torch.compile`` returned is unwrapped: compile the result again.
         quadratic: name of a form, a :class:`qcompile.Quadratic`, or several; of several, the
             first whose selectors take a layer decides.
-        sparse_output: ``True`` or a :class:`qcompile.LSH` to exchange the output layer. The model
+        sparse_output: ``True`` or a :class:`qcompile.LSH` to exchange the output layer; with
+            ``LSH(where=...)`` also hidden layers, and several to treat them differently. The model
             is then called as before, or as ``model(x, target=labels)``, which returns
             ``(output, loss)`` like ``torch.nn.AdaptiveLogSoftmaxWithLoss``.
         example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
@@ -116,8 +118,8 @@ def _rewrite(
     model: nn.Module, quadratic: QuadraticRequest, sparse_output: SparseRequest, example: Any
 ) -> tuple[nn.Module, Report]:
     """Measure, trace, run the passes, measure again."""
-    configs, lsh = _quadratics(quadratic), _lsh(sparse_output)
-    if not configs and lsh is None:
+    configs, sparse = _quadratics(quadratic), _sparse(sparse_output)
+    if not configs and not sparse:
         raise ConfigurationError(
             "transform was asked for nothing: give quadratic=, a form such as 'Quadra', or "
             "sparse_output=, True or a qcompile.LSH."
@@ -127,8 +129,9 @@ def _rewrite(
     before, hooks = _measure_first(model, inputs, report)
     traced = trace(model, inputs, before, hooks=hooks)
     report.notes += _describe(traced)
-    # The output layer goes first: what it takes is no longer there to become quadratic.
-    steps: list[Pass[nn.Module]] = [] if lsh is None else [SubstituteOutput(lsh, traced)]
+    # Sparse layers go first: what they take is no longer there to become quadratic.
+    steps: list[Pass[nn.Module]] = [SubstituteOutput(lsh, traced) for lsh in sparse]
+    steps += [SubstituteHidden(lsh, traced) for lsh in sparse]
     if configs:
         steps.append(SubstituteQuadratic(configs, traced))
     outcome = PassManager(steps)(model)
@@ -164,16 +167,20 @@ def _quadratics(request: QuadraticRequest) -> list[Quadratic]:
     return configs
 
 
-def _lsh(request: SparseRequest) -> LSH | None:
+def _sparse(request: SparseRequest) -> list[LSH]:
     if request is None or request is False:
-        return None
+        return []
     if request is True:
-        return LSH()
-    if not isinstance(request, LSH):
-        raise ConfigurationError(
-            f"sparse_output= takes True or a qcompile.LSH, got {type(request).__name__}."
-        )
-    return request
+        return [LSH()]
+    items = [request] if isinstance(request, LSH) else request
+    configs = list(items) if isinstance(items, Iterable) else [items]
+    for config in configs:
+        if not isinstance(config, LSH):
+            raise ConfigurationError(
+                f"sparse_output= takes True, a qcompile.LSH or several of them, got "
+                f"{type(config).__name__}."
+            )
+    return configs
 
 
 def _checked(model: Any) -> nn.Module:
@@ -277,8 +284,8 @@ def _describe(traced: Trace) -> list[str]:
 
 def _drop_repeats(report: Report) -> None:
     """Leave out that the quadratic pass avoids a layer which the other pass has reported."""
-    named = {entry.name for entry in report.entries if entry.reason != IS_OUTPUT}
-    report.entries = [e for e in report.entries if e.reason != IS_OUTPUT or e.name not in named]
+    named = {entry.name for entry in report.entries if entry.reason != IS_SPARSE}
+    report.entries = [e for e in report.entries if e.reason != IS_SPARSE or e.name not in named]
 
 
 def _bypassed(report: Report, before: Measurement, after: Measurement) -> list[str]:

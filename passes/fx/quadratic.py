@@ -28,10 +28,10 @@ from qcompile.passes.fx.selection import NOT_SELECTED, Selection
 from qcompile.passes.fx.tracing import Trace
 from qcompile.report import Entry, Report
 
-__all__ = ["ALREADY", "IS_OUTPUT", "SubstituteQuadratic"]
+__all__ = ["ALREADY", "IS_SPARSE", "SubstituteQuadratic"]
 
 ALREADY = "already quadratic"
-IS_OUTPUT = "LSH-sparse output layer"
+IS_SPARSE = "LSH-sparse layer"
 
 
 class SubstituteQuadratic(Pass[nn.Module]):
@@ -83,15 +83,15 @@ class SubstituteQuadratic(Pass[nn.Module]):
         self, layer: Layer, selections: Sequence[Selection]
     ) -> tuple[Quadratic | None, str]:
         """Choose a configuration for one layer, or say why it is left alone."""
-        from qcompile.nn.lsh import LSHLinear
+        from qcompile.nn.hashed import Hashed
         from qcompile.nn.quadratic import QuadraticLayer
 
         # Every selection sees every layer, so that it knows whether it ever matched.
         answers = [selection.refuses(layer.names, layer.module) for selection in selections]
         if isinstance(layer.module, QuadraticLayer):
             return None, ALREADY
-        if isinstance(layer.module, LSHLinear):
-            return None, IS_OUTPUT
+        if isinstance(layer.module, Hashed):
+            return None, IS_SPARSE
         if None not in answers:
             return None, next((a for a in answers if a and a != NOT_SELECTED), NOT_SELECTED)
         reason = obstacle(layer)

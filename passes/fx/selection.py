@@ -10,7 +10,7 @@ from torch import nn
 
 from qcompile.errors import ConfigurationError
 
-__all__ = ["NOT_SELECTED", "Selection"]
+__all__ = ["NOT_SELECTED", "Selection", "selectors"]
 
 NOT_SELECTED = "not selected by where="
 
@@ -28,8 +28,8 @@ class Selection:
     """
 
     def __init__(self, where: Any = None, exclude: Any = None) -> None:
-        self._where = None if where is None else _selectors("where", where)
-        self._exclude = _selectors("exclude", () if exclude is None else exclude)
+        self._where = None if where is None else selectors("where", where)
+        self._exclude = selectors("exclude", () if exclude is None else exclude)
         self._matched: set[int] = set()
 
     def refuses(self, names: Iterable[str], module: nn.Module) -> str | None:
@@ -64,7 +64,12 @@ class Selection:
         return found
 
 
-def _selectors(keyword: str, given: Any) -> list[Any]:
+def selectors(keyword: str, given: Any) -> list[Any]:
+    """Return one or several selectors as a list.
+
+    Raises:
+        ConfigurationError: one is of a wrong kind.
+    """
     several = isinstance(given, Iterable) and not isinstance(given, str | type | nn.Module)
     selectors = list(given) if several else [given]
     for selector in selectors:

@@ -8,18 +8,15 @@ without weights: a softmax, a reshape, a choice of the best, packing into a dict
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from torch import nn
 
 from qcompile.config import LSH
 from qcompile.errors import PassError, QCompileError, TraceError
 from qcompile.passes.base import Pass, PassResult
-from qcompile.passes.fx.dataflow import Dataflow, Value
 from qcompile.passes.fx.layers import Layer, as_plain, find_layers, obstacle, replace_modules
-from qcompile.passes.fx.selection import Selection
+from qcompile.passes.fx.outputs import Candidate, divide, find_candidates
 from qcompile.passes.fx.tracing import EXPORT, Trace
 from qcompile.report import Entry, Report, Status
 from qcompile.routing import accept_target, keyword
@@ -27,23 +24,6 @@ from qcompile.routing import accept_target, keyword
 __all__ = ["ALREADY", "SubstituteOutput"]
 
 ALREADY = "already LSH-sparse"
-
-
-@dataclass
-class _Candidate:
-    """A layer that computes an output.
-
-    Args:
-        layer: the layer.
-        behind: operations between it and the output, in order.
-        calls: how often the forward calls it on the way to an output.
-        is_last_axis: whether an output's last axis is known to be as long as the layer is wide.
-    """
-
-    layer: Layer
-    behind: dict[str, None] = field(default_factory=dict)
-    calls: int = 0
-    is_last_axis: bool = False
 
 
 class SubstituteOutput(Pass[nn.Module]):
@@ -72,16 +52,17 @@ class SubstituteOutput(Pass[nn.Module]):
         """
         report = Report()
         layers = find_layers(model, self._trace)
-        candidates = _candidates(model, layers, self._trace.flow)
+        candidates = find_candidates(model, layers, self._trace.flow)
+        others: list[Layer] = []
         if self._config.where is None:
             chosen = self._search(layers, candidates, report)
         else:
-            chosen = self._select(model, layers, candidates, report)
+            chosen, others = self._select(model, layers, candidates, report)
         new = {layer.module: _build(layer, self._config) for layer in chosen}
         reason = f"LSH {self._config.family}, same weights"
         report.entries += [self._entry(layer, reason, "rewritten") for layer in chosen]
         already = any(entry.reason == ALREADY for entry in report.entries)
-        if not new and not already and not report.problems:
+        if not (new or others or already or report.problems):
             report.problems.append(f"sparse_output: {report.summary()}.")
         if new and model not in new:
             accept_target(model, {layer.name: new[layer.module] for layer in chosen})
@@ -91,7 +72,7 @@ class SubstituteOutput(Pass[nn.Module]):
         return PassResult(replace_modules(model, new), bool(new), report)
 
     def _search(
-        self, layers: list[Layer], candidates: list[_Candidate], report: Report
+        self, layers: list[Layer], candidates: list[Candidate], report: Report
     ) -> list[Layer]:
         """Choose the one large layer that computes an output."""
         from qcompile.nn.lsh import LSHLinear
@@ -99,7 +80,7 @@ class SubstituteOutput(Pass[nn.Module]):
         large = [x for x in layers if _outputs(x) >= self._config.min_outputs]
         if self._trace.flow is None:
             # What an earlier run has done shows without a trace.
-            candidates = [_Candidate(x) for x in layers if isinstance(x.module, LSHLinear)]
+            candidates = [Candidate(x) for x in layers if isinstance(x.module, LSHLinear)]
         if self._trace.flow is None and large and not candidates:
             failures = self._trace.failures
             raise self._undecidable(large) from (failures[-1].error if failures else None)
@@ -131,34 +112,24 @@ class SubstituteOutput(Pass[nn.Module]):
         return []
 
     def _select(
-        self,
-        model: nn.Module,
-        layers: list[Layer],
-        candidates: list[_Candidate],
-        report: Report,
-    ) -> list[Layer]:
-        """Choose what ``where`` selects; among several, those that compute an output."""
-        selection = Selection(self._config.where)
-        selected = [x for x in layers if selection.refuses(x.names, x.module) is None]
-        computing = [c.layer for c in candidates if c.layer in selected]
-        chosen = []
-        for layer in selected:
-            reason = self._refusal(layer, any_size=True)
-            if reason is None and computing and layer not in computing:
-                reason = "it does not compute an output"
-            if reason is None:
-                chosen.append(layer)
-            else:
-                report.entries.append(self._entry(layer, reason, "skipped"))
-        report.problems += selection.unmatched(dict(model.named_modules()))
-        return chosen
+        self, model: nn.Module, layers: list[Layer], candidates: list[Candidate], report: Report
+    ) -> tuple[list[Layer], list[Layer]]:
+        """Choose what ``where`` selects as output layers; return these and the hidden ones."""
+        division = divide(self._config.where, model, layers, candidates)
+        refusals = {x: self._refusal(x, any_size=True) for x in division.outputs}
+        refusals |= dict.fromkeys(division.beside, "it does not compute an output")
+        report.entries += [
+            self._entry(layer, reason, "skipped") for layer, reason in refusals.items() if reason
+        ]
+        report.problems += division.unmatched
+        return [layer for layer in division.outputs if not refusals[layer]], division.hidden
 
     def _refusal(self, layer: Layer, any_size: bool = False) -> str | None:
         """Say why a layer cannot become the sparse output layer, if it cannot."""
-        from qcompile.nn.lsh import LSHLinear
+        from qcompile.nn.hashed import Hashed
         from qcompile.nn.quadratic import QuadraticLayer
 
-        if isinstance(layer.module, LSHLinear):
+        if isinstance(layer.module, Hashed):
             return ALREADY
         if isinstance(layer.module, QuadraticLayer):
             return "quadratic: ask for sparse_output in the same call, or exclude the layer there"
@@ -194,42 +165,6 @@ def _outputs(layer: Layer) -> int:
     return layer.module.out_features if isinstance(layer.module, nn.Linear) else 0
 
 
-def _candidates(model: nn.Module, layers: list[Layer], flow: Dataflow | None) -> list[_Candidate]:
-    """Find the linear layers that an output is computed from without further weights."""
-    linear = {layer.module: layer for layer in layers if hasattr(layer.module, "out_features")}
-    found: dict[Layer, _Candidate] = {}
-    for output in flow.outputs if flow else ():
-        behind: dict[str, None] = {}
-        reached = Counter(_reach(model, linear, output, behind))
-        for layer, calls in reached.items():
-            candidate = found.setdefault(layer, _Candidate(layer))
-            candidate.calls = max(candidate.calls, calls)
-            candidate.behind.update(dict.fromkeys(reversed(behind)))
-            last = output.shape[-1:] if output.shape else ()
-            candidate.is_last_axis |= last == (layer.module.out_features,)
-    return list(found.values())
-
-
-def _reach(
-    model: nn.Module, linear: dict[nn.Module, Layer], output: Value, behind: dict[str, None]
-) -> Iterator[Layer]:
-    """Walk back from ``output`` and yield the layers met; ``behind`` collects what is passed."""
-    seen: set[int] = set()
-    waiting = [output]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        layer = linear.get(model.get_submodule(value.owner))
-        if layer is not None:
-            yield layer
-        elif not value.mixes and not value.parameter:
-            if value.operation not in ("getitem", "input", "attribute", "Identity"):
-                behind.setdefault(value.operation)
-            waiting.extend(reversed(value.inputs))
-
-
 def _build(layer: Layer, config: LSH) -> nn.Module:
     from qcompile.nn.lsh import LSHLinear
 
@@ -239,7 +174,7 @@ def _build(layer: Layer, config: LSH) -> nn.Module:
         raise type(error)(f"output layer {layer.label!r}: {error}") from error
 
 
-def _repeated_calls(candidates: list[_Candidate]) -> Iterator[str]:
+def _repeated_calls(candidates: list[Candidate]) -> Iterator[str]:
     """Name the layers that get a part of the examples in each of several calls."""
     for candidate in candidates:
         if candidate.calls > 1:
@@ -251,7 +186,7 @@ def _repeated_calls(candidates: list[_Candidate]) -> Iterator[str]:
             )
 
 
-def _describe_call(model: nn.Module, candidates: list[_Candidate]) -> Iterator[str]:
+def _describe_call(model: nn.Module, candidates: list[Candidate]) -> Iterator[str]:
     """Say how to train the model, as far as it is not obvious."""
     word = keyword(type(model))
     if word != "target":

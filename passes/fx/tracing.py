@@ -190,10 +190,10 @@ class _LeafTracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         """Return whether to record the call of ``module`` without looking inside."""
-        from qcompile.nn.lsh import LSHLinear
+        from qcompile.nn.hashed import Hashed
         from qcompile.nn.quadratic import QuadraticLayer
 
-        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, LSHLinear)
+        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, Hashed)
         return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
 
 

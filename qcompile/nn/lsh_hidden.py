@@ -50,6 +50,8 @@ class LSHHidden(Hashed, RowSparse):
     Attributes:
         weight: Parameter [H, d].
         bias: Parameter [H] or None.
+        unseen_flops: floating-point operations of the latest call that torch's counter, which
+            knows torch's own operators, does not see.
 
     Raises:
         ConfigurationError: ``config.active`` is below 2.
@@ -82,6 +84,7 @@ class LSHHidden(Hashed, RowSparse):
     def _adopt(self, linear: nn.Linear, config: LSH) -> None:
         check_active(config, "LSHHidden")
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.unseen_flops = 0
         self._init_rows()
         self._init_tables(config, self.in_features, self.out_features)
         self.weight = linear.weight
@@ -106,6 +109,7 @@ class LSHHidden(Hashed, RowSparse):
                 or with parameters of another type.
         """
         check_hidden(hidden, self.in_features, type(self).__name__)
+        self.unseen_flops = 0
         if not self.training:
             return mixed_linear(hidden, self.weight, self.bias)
         rows = hidden.reshape(-1, self.in_features)
@@ -118,7 +122,9 @@ class LSHHidden(Hashed, RowSparse):
         weight = self.weight.contiguous()
         step = self._begin_step(hidden)
         lists = active_neurons(self._tables, hidden.detach(), weight.detach(), self.config, step)
-        output: Tensor = _ActiveProduct.apply(hidden, weight, self.bias, _Call(lists, self))
+        call = _Call(lists, self)
+        self.unseen_flops = 2 * len(call.places) * self.in_features
+        output: Tensor = _ActiveProduct.apply(hidden, weight, self.bias, call)
         self._end_step()
         return output
 
