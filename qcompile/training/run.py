@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group
 from qcompile.training.config import TrainConfig
@@ -43,6 +45,9 @@ def train(
         CheckpointError: a checkpoint cannot be read, written, or gone on from.
     """
     folder = None if checkpoints is None else Path(checkpoints)
-    return Trainer(
-        config, train, test, folder=folder, resume=resume, observers=observers, group=group
-    ).run()
+    # Whatever is random is the run's own: it neither depends on the caller's state nor changes it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Trainer(
+            config, train, test, folder=folder, resume=resume, observers=observers, group=group
+        ).run()
