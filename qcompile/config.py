@@ -110,8 +110,9 @@ class LSH:
     Defaults suit 10⁴ to 10⁶ outputs over 64 to 512 hidden activations.
 
     Args:
-        mode: what training computes: ``lsh``, the labels, the neurons that hashing finds and a
-            uniform sample; ``sampled``, the labels and the sample, no tables; ``full``, all.
+        mode: what training computes for an example: ``lsh``, the labels of the whole batch, the
+            neurons that hashing finds for it and a uniform sample; ``sampled``, the labels and
+            the sample, no tables; ``full``, all.
         family: ``simhash``, ``wta``, ``dwta`` or ``doph`` (SLIDE, MLSys 2020, section 3).
         tables: L, the number of hash tables.
         hashes: K, the hash codes that make one table's key; ``None`` takes as many as leave
@@ -123,7 +124,8 @@ class LSH:
             least ``threshold`` tables (``threshold``); never more than ``active``.
         threshold: see ``sampling``.
         active: neurons that an example may activate, its labels included.
-        negatives: uniformly drawn neurons, shared by a batch, corrected by their log-probability.
+        negatives: uniformly drawn neurons, shared by a batch, which stand for all the rest: the
+            logarithm of how many each stands for is added to its logit.
         rehash: N₀, training steps before the first re-hash.
         rehash_decay: λ ≥ 0; re-hash i follows the one before it by N₀·e^{λi} steps.
         incremental: whether a re-hash recomputes the codes of changed rows only.

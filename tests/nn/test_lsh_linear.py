@@ -76,11 +76,13 @@ def active_reference(module, hidden, target, core):
     outputs = []
     for e, own in enumerate(core.own):
         own = torch.from_numpy(own.astype(np.int64))
-        others = shared[~torch.isin(shared, own)]
+        foreign = ~torch.isin(shared, own)
+        others, drawn = shared[foreign], torch.from_numpy(core.drawn)[foreign].double()
         chosen = torch.cat([own, others])
         correction = torch.zeros(len(chosen), dtype=torch.float64)
-        if len(others):
-            correction[len(own) :] = np.log((N - len(own)) / len(others))
+        if drawn.any():
+            exact = len(chosen) - drawn.sum()
+            correction[len(own) :] = drawn * torch.log((N - exact) / drawn.sum())
         scores = weight[chosen] @ hidden[e] + bias[chosen] + correction
         outputs.append(scores.log_softmax(0)[chosen == target[e]].sum())
     output = torch.stack(outputs)

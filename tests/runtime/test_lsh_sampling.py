@@ -58,7 +58,10 @@ def test_the_reference_activates_the_same(
     queries = reference.keys(hidden, *family)
     everything = active >= neurons
     shared = neurons if everything else min(negatives, neurons)
-    assert batch.shared.tolist() == reference.draw(shared, neurons, seed, step)
+    drawn = set(reference.draw(shared, neurons, seed, step))
+    given = set() if everything else set(labels[labels >= 0].tolist())
+    assert batch.shared.tolist() == sorted(drawn | given)
+    assert batch.shared[batch.drawn == 1].tolist() == sorted(drawn - given)
     for e, own in enumerate(batch.own):
         expected = list(dict.fromkeys(label for label in labels[e].tolist() if label >= 0))
         if not everything:
@@ -67,8 +70,9 @@ def test_the_reference_activates_the_same(
                 tables, query, expected, active, seed, step, e, **how
             )
         assert own.tolist() == expected
-        outside = len(set(batch.shared.tolist()) - set(expected))
-        counts = (neurons - len(expected)) / outside if outside else 1
+        exact = given | set(expected)
+        outside = len(drawn - exact)
+        counts = (neurons - len(exact)) / outside if outside else 1
         assert batch.correction[e] == pytest.approx(np.log(counts), abs=1e-6)
 
 
@@ -138,17 +142,20 @@ def test_shared_neurons_are_drawn_uniformly():
         batch = sample(None, hidden, labels, 30, active=1, negatives=6, step=step)
         counts[batch.shared] += 1
     deviation = np.sqrt(3000 * 0.2 * 0.8)
-    assert abs(counts - 600).max() < 5 * deviation
+    assert counts[0] == 3000  # a label is always shared
+    assert abs(counts[1:] - 600).max() < 5 * deviation
 
 
-def test_the_sum_of_exponentials_is_estimated_without_bias():
+@pytest.mark.parametrize("others", [[], [[7, 8, 9], [5, 11, -1], [7, -1, -1]]])
+def test_the_sum_of_exponentials_is_estimated_without_bias(others):
     neurons = 60
     core, weight = built(neurons)
-    hidden = normal(1, DIMENSION, seed=9) * 0.3
+    labels = [[5, -1, -1], *others]
+    hidden = normal(len(labels), DIMENSION, seed=9) * 0.3
     logits = (hidden @ weight.T)[0].astype(np.float64)
     estimates = []
     for step in range(3000):
-        batch = sample(core, hidden, [[5]], neurons, active=6, negatives=8, step=step)
+        batch = sample(core, hidden, labels, neurons, active=6, negatives=8, step=step)
         log_prob = batch.forward(hidden, weight, None)[0]
         estimates.append(np.exp(logits[5] - log_prob))
     exact = np.exp(logits).sum()

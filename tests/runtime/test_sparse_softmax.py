@@ -65,8 +65,9 @@ class Problem:
         log_probs = []
         for example, own in enumerate(batch.own):
             own = torch.from_numpy(own.astype(np.int64))
-            others = shared[~torch.isin(shared, own)]
-            corrected = logits[example, others] + float(batch.correction[example])
+            foreign = ~torch.isin(shared, own)
+            others, drawn = shared[foreign], torch.from_numpy(batch.drawn)[foreign]
+            corrected = logits[example, others] + float(batch.correction[example]) * drawn
             normaliser = torch.cat([logits[example, own], corrected]).logsumexp(0)
             labels = self.labels[example][self.labels[example] >= 0].unique()
             log_probs.append(logits[example, labels].mean() - normaliser)
@@ -203,8 +204,13 @@ def test_an_example_needs_a_label_in_some_shard():
     with pytest.raises(DataError, match="example 2 has no label"):
         problem.sample()
     batch = problem.sample(mode="sampled", negatives=0, allow_unlabelled=True)
-    top, total, label_sum, count = batch.partial(problem.hidden, problem.weight, problem.bias)
-    assert (top[2], total[2], label_sum[2], count[2]) == (-np.inf, 0, 0, 0)
+    parts = batch.partial(problem.hidden, problem.weight, problem.bias)
+    assert np.isfinite(parts[0][2])  # the labels of the other examples
+    assert parts[2][2] == parts[3][2] == 0
+    problem.labels[:] = -1
+    batch = problem.sample(mode="sampled", negatives=0, allow_unlabelled=True)
+    parts = batch.partial(problem.hidden, problem.weight, problem.bias)
+    assert [part[2] for part in parts] == [-np.inf, 0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -90,6 +91,23 @@ std::vector<uint32_t> distinct_labels(const Labels& labels, int64_t example,
   return distinct;
 }
 
+// Adds the labels of all examples to the shared neurons, which hold the drawn ones.
+void share_labels(const std::vector<std::vector<uint32_t>>& lists, int64_t neurons,
+                  ActiveSet& set) {
+  std::vector<uint32_t> labels;
+  for (const auto& list : lists) labels.insert(labels.end(), list.begin(), list.end());
+  labels = group_positions(std::span<const uint32_t>(labels), neurons).keys;
+  std::vector<uint32_t> drawn = std::exchange(set.shared, {});
+  set.shared.reserve(labels.size() + drawn.size());
+  std::ranges::set_union(labels, drawn, std::back_inserter(set.shared));
+  set.drawn.assign(set.shared.size(), 1.0f);
+  size_t place = 0;
+  for (uint32_t label : labels) {
+    while (set.shared[place] != label) ++place;
+    set.drawn[place] = 0.0f;
+  }
+}
+
 void flatten(const std::vector<std::vector<uint32_t>>& lists, ActiveSet& set) {
   set.own_offsets.assign(1, 0);
   for (const auto& list : lists) set.own_offsets.push_back(set.own_offsets.back() + list.size());
@@ -127,17 +145,23 @@ void list_rows(ActiveSet& set, int64_t neurons) {
   set.row_offsets.push_back(static_cast<uint32_t>(set.pairs.size()));
 }
 
-void weigh_shared(ActiveSet& set, int64_t neurons) {
-  std::vector<int64_t> overlap(set.examples);
+void weigh_drawn(ActiveSet& set, int64_t neurons) {
+  int64_t drawn = 0;
+  for (float one : set.drawn) drawn += one != 0.0f;
+  const int64_t labels = static_cast<int64_t>(set.shared.size()) - drawn;
+  std::vector<int64_t> own_labels(set.examples), own_drawn(set.examples);
   for (int64_t row = 0; row < set.row_count(); ++row) {
-    if (set.shared_place[row] < 0) continue;
+    const int32_t place = set.shared_place[row];
+    if (place < 0) continue;
+    std::vector<int64_t>& overlap = set.drawn[place] != 0.0f ? own_drawn : own_labels;
     for (uint32_t p : set.pairs_of(row)) ++overlap[set.example_of[p]];
   }
   set.correction.resize((set.examples + kLanes - 1) / kLanes * kLanes);
   for (int64_t e = 0; e < set.examples; ++e) {
     const int64_t own = set.own_offsets[e + 1] - set.own_offsets[e];
-    const int64_t outside = static_cast<int64_t>(set.shared.size()) - overlap[e];
-    const double counts = outside > 0 ? static_cast<double>(neurons - own) / outside : 1.0;
+    const int64_t others = neurons - own - (labels - own_labels[e]);
+    const int64_t outside = drawn - own_drawn[e];
+    const double counts = outside > 0 ? static_cast<double>(others) / outside : 1.0;
     set.correction[e] = static_cast<float>(std::log(counts));
   }
 }
@@ -161,12 +185,14 @@ ActiveSet sample_active(const LshTables* tables, const float* hidden, const Labe
     lists[e] = distinct_labels(labels, e, options);
     set.label_counts.push_back(static_cast<uint32_t>(lists[e].size()));
   }
+  set.drawn.assign(set.shared.size(), 1.0f);
+  if (!everything) share_labels(lists, options.neurons, set);
   if (tables != nullptr && !everything && options.mode == Mode::kLsh) {
     add_candidates(*tables, hidden, options, lists, executor);
   }
   flatten(lists, set);
   list_rows(set, options.neurons);
-  weigh_shared(set, options.neurons);
+  weigh_drawn(set, options.neurons);
   return set;
 }
 

@@ -9,13 +9,14 @@ namespace {
 constexpr float kGreatest = 88.0f;  // of what exponential() takes
 
 QC_INLINE void complete_body(float* __restrict__ logits, int64_t rows, int64_t stride,
-                             const float* bias, const float* __restrict__ correction,
-                             float* __restrict__ top) {
+                             const float* bias, const float* drawn,
+                             const float* __restrict__ correction, float* __restrict__ top) {
   for (int64_t r = 0; r < rows; ++r) {
     const float base = bias[r];
+    const float counted = drawn[r];
     float* __restrict__ row = logits + r * stride;
     for (int64_t e = 0; e < stride; ++e) {
-      const float logit = row[e] + (base + correction[e]);
+      const float logit = row[e] + (base + counted * correction[e]);
       row[e] = logit;
       top[e] = logit > top[e] ? logit : top[e];
     }
@@ -63,8 +64,8 @@ QC_INLINE void gradients_body(const float* logits, float* to, int64_t rows, int6
 #define QC_COLUMN_KERNELS(name, attribute)                                                         \
   struct name {                                                                                    \
     attribute static void complete(float* logits, int64_t rows, int64_t stride, const float* bias, \
-                                   const float* correction, float* top) {                          \
-      complete_body(logits, rows, stride, bias, correction, top);                                  \
+                                   const float* drawn, const float* correction, float* top) {      \
+      complete_body(logits, rows, stride, bias, drawn, correction, top);                           \
     }                                                                                              \
     attribute static void exponentials(const float* logits, float* to, int64_t rows,               \
                                        int64_t stride, const float* shift, float* sums) {          \

@@ -10,10 +10,10 @@ namespace qcompile {
 
 // `stride` is a multiple of kLanes; columns beyond the examples hold anything finite.
 struct ColumnKernels {
-  // Adds bias[r] and correction[e] to each logit; top[e] becomes the greatest of itself and the
-  // column.
+  // Adds bias[r] and, where drawn[r] is 1 and not 0, correction[e] to each logit; top[e] becomes
+  // the greatest of itself and the column.
   void (*complete)(float* logits, int64_t rows, int64_t stride, const float* bias,
-                   const float* correction, float* top);
+                   const float* drawn, const float* correction, float* top);
 
   // to = exp(logits − shift[e]); sums[e] is their sum over the rows. `to` may be `logits`.
   void (*exponentials)(const float* logits, float* to, int64_t rows, int64_t stride,

@@ -102,7 +102,7 @@ void SharedPart::logits(const BlockProducts& products, int64_t begin, int64_t en
     }
   }
   column_kernels().complete(logits, end - begin, stride_, work_.shared_bias.data() + begin,
-                            set_.correction.data(), top);
+                            set_.drawn.data() + begin, set_.correction.data(), top);
 }
 
 float SharedPart::top(int64_t example) const {
