@@ -105,9 +105,10 @@ class NpzMatrix:
             self._check(first + row, part, columns, values)
             rows = Rows(part, columns.astype(np.int32), values.astype(np.float32))
             try:
-                yield merge_rows(rows)
+                merged = merge_rows(rows)
             except DataError as error:
                 raise self._fail(f"rows {first + row} to {first + end - 1}: {error}") from error
+            yield merged
             row = end
 
     def _check(self, row: int, part: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:

@@ -6,6 +6,9 @@ import json
 import lzma
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import warnings
@@ -232,16 +235,27 @@ def test_a_damaged_cache_is_built_again(damage, monkeypatch, files, make, tmp_pa
     assert len(calls) == 2
 
 
-def test_a_killed_build_leaves_nothing_for_long(files, tmp_path):
+KILLED = """
+import os, signal, sys
+from qcompile.data import read_dataset, reader
+convert = reader.convert
+def killed(request, folder):
+    convert(request, folder)
+    os.kill(os.getpid(), signal.SIGKILL)
+reader.convert = killed
+read_dataset(sys.argv[1])
+"""
+
+
+def test_a_killed_build_leaves_nothing_for_long(files, make, tmp_path):
     path = files(tmp_path, "xmc", DATA)["path"]
-    read_dataset(path)
-    (folder,) = (tmp_path / "cache").glob("dataset-*/")
-    shutil.rmtree(folder)
-    left = folder.with_name(f"{folder.name}.killed.tmp")
-    left.mkdir()
-    read_dataset(path)
-    assert folder.is_dir()
-    assert not left.exists()
+    run = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    folder = tmp_path / "cache"
+    assert len(list(folder.glob("*.tmp"))) == 1
+    assert not list(folder.glob("*/record.json"))
+    same(read_dataset(path), make(*zip(*DATA, strict=True)))
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_of_many_readers_one_builds(monkeypatch, files, tmp_path):

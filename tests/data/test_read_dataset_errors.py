@@ -208,6 +208,25 @@ def test_npz_of_a_later_zip_version(tmp_path):
         read_dataset(tmp_path / "X.npz")
 
 
+def test_npz_with_a_wrong_byte(tmp_path):
+    matrix = sparse.csr_matrix(np.eye(2, dtype=np.float32))
+    for name in ("X.npz", "Y.npz"):
+        sparse.save_npz(tmp_path / name, matrix, compressed=False)
+    content = (tmp_path / "X.npz").read_bytes()
+    assert content.count(matrix.data.tobytes()) == 1
+    (tmp_path / "X.npz").write_bytes(content.replace(matrix.data.tobytes(), b"\1" * 8))
+    with pytest.raises(DataError, match=r"X\.npz: the array 'data' is damaged"):
+        read_dataset(tmp_path / "X.npz")
+
+
+def test_npz_whose_sums_are_too_large(tmp_path):
+    matrix = sparse.csr_matrix((np.array([3e38, 3e38], np.float32), [1, 1], [0, 0, 2]), (2, 2))
+    sparse.save_npz(tmp_path / "X.npz", matrix)
+    sparse.save_npz(tmp_path / "Y.npz", sparse.csr_matrix(np.eye(2)))
+    with pytest.raises(DataError, match=r"X\.npz: rows 0 to 1: the sum"):
+        read_dataset(tmp_path / "X.npz")
+
+
 def test_npz_values_may_have_any_type_and_rows_any_order(tmp_path):
     sparse.save_npz(tmp_path / "Y.npz", sparse.csr_matrix(np.eye(2, dtype=np.uint8)))
     big = {"indices": np.array([3, 1, 0], ">i8"), "data": np.array([1, 2, 3], ">f8")}
