@@ -105,6 +105,7 @@ def active_log_prob(
         mode=config.mode,
         sampling=config.sampling,
         threshold=config.threshold,
+        accumulation=config.accumulation,
     )
     if not torch.is_grad_enabled():
         row_updates = None

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "core/stopwatch.h"
 #include "python/arrays.h"
 #include "python/module.h"
 #include "python/rows.h"
@@ -25,6 +26,12 @@ Sampling sampling_from(const std::string& name) {
   if (name == "vanilla") return Sampling::kVanilla;
   if (name == "threshold") return Sampling::kThreshold;
   throw std::invalid_argument("unknown sampling '" + name + "'; known: top-k, vanilla, threshold");
+}
+
+Accumulation accumulation_from(const std::string& name) {
+  if (name == "deterministic") return Accumulation::kDeterministic;
+  if (name == "async") return Accumulation::kAsync;
+  throw std::invalid_argument("unknown accumulation '" + name + "'; known: deterministic, async");
 }
 
 ActiveSet sample(const LshTables* tables, const ArrayIn<float>& hidden,
@@ -52,13 +59,14 @@ ActiveSet sample(const LshTables* tables, const ArrayIn<float>& hidden,
 class PySoftmax {
  public:
   PySoftmax(const LshTables* tables, const ArrayIn<float>& hidden, const ArrayIn<int64_t>& labels,
-            const SampleOptions& options, int threads)
+            const SampleOptions& options, Accumulation accumulation, int threads)
       : depth_(static_cast<int64_t>(hidden.shape(hidden.ndim() - 1))),
         neurons_(options.neurons),
         threads_(threads),
-        softmax_(sample(tables, hidden, labels, options, threads)) {}
+        softmax_(sample(tables, hidden, labels, options, threads), accumulation),
+        sample_time_(watch_.lap()) {}
 
-  void catch_up(RowOptimizer& weight, RowOptimizer* bias) const {
+  void catch_up(RowOptimizer& weight, RowOptimizer* bias) {
     check_optimizers(weight, bias);
     without_gil([&] { softmax_.catch_up(weight, bias, OpenMPExecutor(threads_)); });
   }
@@ -127,6 +135,7 @@ class PySoftmax {
     return to_array(std::vector<int64_t>(rows.begin(), rows.end()));
   }
   ArrayOut<uint32_t> shared() const { return to_array(softmax_.set().shared); }
+  ArrayOut<float> drawn() const { return to_array(softmax_.set().drawn); }
   ArrayOut<float> correction() const {
     const std::vector<float>& correction = softmax_.set().correction;
     return to_array(
@@ -140,6 +149,23 @@ class PySoftmax {
                                                   set.own.begin() + set.own_offsets[e + 1])));
     }
     return lists;
+  }
+
+  nb::dict stats() const {
+    const ActiveSet& set = softmax_.set();
+    const StepTimes& times = softmax_.times();
+    nb::dict stats;
+    stats["examples"] = set.examples;
+    stats["rows"] = softmax_.rows();
+    stats["shared"] = set.shared.size();
+    stats["pairs"] = set.own.size();
+    stats["sample_ms"] = sample_time_;
+    stats["catch_up_ms"] = times.catch_up;
+    stats["own_ms"] = times.own;
+    stats["shared_ms"] = times.shared;
+    stats["hidden_ms"] = times.hidden;
+    stats["rows_ms"] = times.rows;
+    return stats;
   }
 
  private:
@@ -171,13 +197,16 @@ class PySoftmax {
   int threads_;
   bool partial_ = false;
   bool ready_ = false;
+  Stopwatch watch_;
   SparseSoftmax softmax_;
+  double sample_time_;
 };
 
 void make_softmax(PySoftmax* self, const LshTables* tables, ArrayIn<float> hidden,
                   ArrayIn<int64_t> labels, int64_t neurons, int64_t active, int64_t negatives,
                   uint64_t seed, uint64_t step, int threads, const std::string& mode,
-                  const std::string& sampling, int64_t threshold, bool allow_unlabelled) {
+                  const std::string& sampling, int64_t threshold, bool allow_unlabelled,
+                  const std::string& accumulation) {
   const SampleOptions options = without_gil([&] {
     return SampleOptions{.mode = mode_from(mode),
                          .neurons = neurons,
@@ -189,7 +218,8 @@ void make_softmax(PySoftmax* self, const LshTables* tables, ArrayIn<float> hidde
                          .seed = seed,
                          .step = step};
   });
-  new (self) PySoftmax(tables, hidden, labels, options, threads);
+  const Accumulation how = without_gil([&] { return accumulation_from(accumulation); });
+  new (self) PySoftmax(tables, hidden, labels, options, how, threads);
 }
 
 }  // namespace
@@ -201,7 +231,8 @@ void bind_train(nb::module_& module) {
            nb::arg("labels").noconvert(), nb::arg("neurons"), nb::arg("active"),
            nb::arg("negatives"), nb::arg("seed"), nb::arg("step"), nb::arg("threads") = 0,
            nb::kw_only(), nb::arg("mode") = "lsh", nb::arg("sampling") = "top-k",
-           nb::arg("threshold") = 2, nb::arg("allow_unlabelled") = false)
+           nb::arg("threshold") = 2, nb::arg("allow_unlabelled") = false,
+           nb::arg("accumulation") = "deterministic")
       .def("catch_up", &PySoftmax::catch_up, nb::arg("weight_optimizer"),
            nb::arg("bias_optimizer").none(),
            "Bring the rows that forward reads to the optimisers' present step.")
@@ -227,9 +258,15 @@ void bind_train(nb::module_& module) {
       .def_prop_ro("rows", &PySoftmax::rows, nb::rv_policy::move,
                    "int64 [R]: the weight row of each gradient row; distinct, ascending.")
       .def_prop_ro("shared", &PySoftmax::shared, nb::rv_policy::move,
-                   "Neurons shared by the batch, ascending.")
+                   "Neurons shared by the batch, ascending: its labels and those drawn.")
+      .def_prop_ro(
+          "drawn", &PySoftmax::drawn, nb::rv_policy::move,
+          "float32 [S]: 1 for a shared neuron that was drawn, to stand for others; else 0.")
       .def_prop_ro("correction", &PySoftmax::correction, nb::rv_policy::move,
-                   "float32 [B] added to shared logits.")
+                   "float32 [B] added to the logits of drawn neurons.")
+      .def_prop_ro("stats", &PySoftmax::stats, nb::rv_policy::move,
+                   "Rows touched, pairs of an example and a neuron of its own, and milliseconds of "
+                   "the parts of the step so far.")
       .def_prop_ro("own", &PySoftmax::own, nb::rv_policy::move,
                    "Per example, its labels and then its candidates.");
 }

@@ -44,12 +44,15 @@ struct Results {
 };
 
 Results run(const Batch& batch, int64_t active, int64_t negatives, const Executor& executor,
-            Mode mode = Mode::kLsh, Storage storage = Storage::kFloat32) {
+            Mode mode = Mode::kLsh, Storage storage = Storage::kFloat32,
+            Accumulation accumulation = Accumulation::kDeterministic) {
   const auto examples = static_cast<int64_t>(batch.scale.size());
-  SparseSoftmax softmax(sample_active(
-      &batch.tables, batch.hidden.data(), {batch.labels.data(), examples, 2},
-      {.mode = mode, .neurons = batch.neurons, .active = active, .negatives = negatives},
-      executor));
+  SparseSoftmax softmax(
+      sample_active(
+          &batch.tables, batch.hidden.data(), {batch.labels.data(), examples, 2},
+          {.mode = mode, .neurons = batch.neurons, .active = active, .negatives = negatives},
+          executor),
+      accumulation);
   const bool full = storage == Storage::kFloat32;
   const OutputLayer layer{.weight = {full ? static_cast<const void*>(batch.weight.data())
                                           : static_cast<const void*>(batch.halves.data()),
@@ -77,6 +80,25 @@ void test_same_on_any_number_of_threads(int64_t examples, int64_t depth, int64_t
     for (float value : alone.log_probability) EXPECT(value <= 1e-2f);
     for (float value : alone.grad_rows) EXPECT(std::isfinite(value));
     for (uint32_t row : alone.rows) EXPECT(row < neurons);
+  }
+}
+
+// Few terms meet, in another order, and hardly ever is one of them lost.
+void test_async_accumulation_is_close() {
+  const Batch batch(60, 17, 2000);
+  const Results expected = run(batch, 20, 30, SerialExecutor());
+  for (int threads : {1, 3}) {
+    const Results found = run(batch, 20, 30, ThreadExecutor(threads), Mode::kLsh, Storage::kFloat32,
+                              Accumulation::kAsync);
+    EXPECT(found.log_probability == expected.log_probability);
+    EXPECT(found.grad_hidden == expected.grad_hidden);
+    double error = 0, size = 0;
+    for (size_t i = 0; i < expected.grad_rows.size(); ++i) {
+      const double difference = found.grad_rows[i] - expected.grad_rows[i];
+      error += difference * difference;
+      size += expected.grad_rows[i] * expected.grad_rows[i];
+    }
+    EXPECT(error <= (threads == 1 ? 1e-10 : 1e-2) * size);
   }
 }
 
@@ -136,6 +158,8 @@ void test_column_kernels_are_the_same_everywhere(int64_t rows, int64_t stride) {
   const std::vector<float> logits = normal_values(rows * stride, 1, 30);
   const std::vector<float> bias = normal_values(rows, 2);
   const std::vector<float> shift = normal_values(stride, 3, 9);
+  std::vector<float> drawn(bias.size(), 1.0f);
+  drawn.back() = 0.0f;
   struct Outputs {
     std::vector<float> completed, top, values, sums, gradients, row_sums;
     bool operator==(const Outputs&) const = default;
@@ -143,7 +167,8 @@ void test_column_kernels_are_the_same_everywhere(int64_t rows, int64_t stride) {
   const auto outputs = [&](Isa isa) {
     const ColumnKernels& kernels = column_kernels(isa);
     Outputs out{logits, std::vector<float>(shift.size(), -1), logits, shift, logits, bias};
-    kernels.complete(out.completed.data(), rows, stride, bias.data(), shift.data(), out.top.data());
+    kernels.complete(out.completed.data(), rows, stride, bias.data(), drawn.data(), shift.data(),
+                     out.top.data());
     kernels.exponentials(logits.data(), out.values.data(), rows, stride, shift.data(),
                          out.sums.data());
     kernels.gradients(logits.data(), out.gradients.data(), rows, stride, shift.data(), shift.data(),
@@ -212,6 +237,7 @@ int main() {
     for (int64_t depth : {1, 17, 64}) test_same_on_any_number_of_threads(examples, depth, 40);
   }
   test_same_on_any_number_of_threads(3, 5, 1);
+  test_async_accumulation_is_close();
   test_bias_gradients_cancel();
   expect_refused<std::out_of_range>(Batch(4, 5, 40), 40);
   expect_refused<std::invalid_argument>(Batch(4, 5, 40), -1);

@@ -5,7 +5,7 @@
 #include <functional>
 #include <utility>
 
-#include "core/lanes.h"
+#include "core/stopwatch.h"
 
 namespace qcompile {
 namespace {
@@ -15,13 +15,17 @@ constexpr int64_t kBlock = BlockProducts::kRows;
 
 }  // namespace
 
-SparseSoftmax::SparseSoftmax(ActiveSet set)
-    : set_(std::move(set)), work_(lease_workspace()), own_(set_, *work_), shared_(set_, *work_) {}
+SparseSoftmax::SparseSoftmax(ActiveSet set, Accumulation accumulation)
+    : set_(std::move(set)),
+      work_(lease_workspace()),
+      own_(set_, *work_, accumulation),
+      shared_(set_, *work_) {}
 
-void SparseSoftmax::catch_up(RowOptimizer& weight, RowOptimizer* bias,
-                             const Executor& executor) const {
+void SparseSoftmax::catch_up(RowOptimizer& weight, RowOptimizer* bias, const Executor& executor) {
+  Stopwatch watch;
   weight.catch_up(set_.rows, executor);
   if (bias != nullptr) bias->catch_up(set_.rows, executor);
+  times_.catch_up = watch.lap();
 }
 
 void SparseSoftmax::forward(const float* hidden, const OutputLayer& layer, float* log_probability,
@@ -38,7 +42,9 @@ void SparseSoftmax::forward(const float* hidden, const OutputLayer& layer, float
 
 void SparseSoftmax::partial(const float* hidden, const OutputLayer& layer, const Partial& result,
                             const Executor& executor) {
+  Stopwatch watch;
   own_.forward(hidden, layer, executor);
+  times_.own = watch.lap();
   shared_.forward(*make_products(hidden, set_.examples, layer), executor);
   parallel_for(executor, set_.examples, kExampleGrain, [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
@@ -50,6 +56,7 @@ void SparseSoftmax::partial(const float* hidden, const OutputLayer& layer, const
       result.label_count[e] = set_.label_counts[e];
     }
   });
+  times_.shared = watch.lap();
 }
 
 void SparseSoftmax::finish(const float* log_normaliser, const int64_t* label_count) {
@@ -61,37 +68,44 @@ void SparseSoftmax::backward(const float* hidden, const OutputLayer& layer, cons
                              float* grad_hidden, float* grad_rows, float* grad_bias,
                              const Executor& executor) {
   const auto products = make_products(hidden, set_.examples, layer);
-  start_backward(*products, scale, grad_hidden, executor);
+  start_backward(*products, hidden, scale, grad_hidden, executor);
+  Stopwatch watch;
   parallel_for(executor, rows(), kBlock, [&](int64_t begin, int64_t end) {
     row_gradients(*products, hidden, begin, end, grad_rows + begin * layer.depth());
     std::copy(work_->bias_gradients.data() + begin, work_->bias_gradients.data() + end,
               grad_bias + begin);
   });
+  times_.rows = watch.lap();
 }
 
 void SparseSoftmax::backward_update(const float* hidden, const OutputLayer& layer,
                                     const float* scale, float* grad_hidden, RowOptimizer& weight,
                                     RowOptimizer* bias, const Executor& executor) {
   const auto products = make_products(hidden, set_.examples, layer);
-  start_backward(*products, scale, grad_hidden, executor);
+  start_backward(*products, hidden, scale, grad_hidden, executor);
+  Stopwatch watch;
   weight.step(
       set_.rows,
       [&](int64_t begin, int64_t end, float* gradients) {
         row_gradients(*products, hidden, begin, end, gradients);
       },
       executor);
-  if (bias == nullptr) return;
-  bias->step(
-      set_.rows,
-      [&](int64_t begin, int64_t end, float* gradients) {
-        std::copy(work_->bias_gradients.data() + begin, work_->bias_gradients.data() + end,
-                  gradients);
-      },
-      executor);
+  if (bias != nullptr) {
+    bias->step(
+        set_.rows,
+        [&](int64_t begin, int64_t end, float* gradients) {
+          std::copy(work_->bias_gradients.data() + begin, work_->bias_gradients.data() + end,
+                    gradients);
+        },
+        executor);
+  }
+  times_.rows = watch.lap();
 }
 
-void SparseSoftmax::start_backward(const BlockProducts& products, const float* scale,
-                                   float* grad_hidden, const Executor& executor) {
+void SparseSoftmax::start_backward(const BlockProducts& products, const float* hidden,
+                                   const float* scale, float* grad_hidden,
+                                   const Executor& executor) {
+  Stopwatch watch;
   const OutputLayer& layer = products.layer();
   float* normaliser = work_->normaliser.resize(products.stride());
   float* factor = work_->factor.resize(products.stride());
@@ -99,17 +113,18 @@ void SparseSoftmax::start_backward(const BlockProducts& products, const float* s
   std::fill(factor, factor + products.stride(), 0.0f);
   std::copy(log_normaliser_.begin(), log_normaliser_.end(), normaliser);
   std::transform(scale, scale + set_.examples, factor, std::negate<>());
-  work_->own_gradients.resize(set_.own.size());
+  own_.start_gradients(layer.depth());
   work_->bias_gradients.resize(rows());
   parallel_for(executor, set_.examples, kExampleGrain, [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       float* grad = grad_hidden + e * layer.depth();
       std::fill(grad, grad + layer.depth(), 0.0f);
       const float share = scale[e] / static_cast<float>(std::max<int64_t>(label_count_[e], 1));
-      own_.example_gradients(e, layer, normaliser[e], factor[e], share, grad);
+      own_.example_gradients(e, layer, hidden, normaliser[e], factor[e], share, grad);
       shared_.add_weights(e, normaliser[e], factor[e], grad);
     }
   });
+  times_.hidden = watch.lap();
 }
 
 void SparseSoftmax::row_gradients(const BlockProducts& products, const float* hidden, int64_t begin,

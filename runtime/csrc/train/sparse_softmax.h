@@ -22,22 +22,32 @@ struct Partial {
   int64_t* label_count;  // labels
 };
 
-// One batch, forward and then backward. Each sum has one owner and a fixed order, so that results
-// are the same for every executor.
+// Milliseconds of the wall clock that the parts of a step took.
+struct StepTimes {
+  double catch_up = 0;  // rows, before they are read
+  double own = 0;       // logits of neurons that examples have of their own
+  double shared = 0;    // logits of shared neurons, and what they give to hidden gradients
+  double hidden = 0;    // gradients of logits and of hidden activations
+  double rows = 0;      // gradients of rows, and their update
+};
+
+// One batch, forward and then backward. Accumulated deterministically, each sum has one owner and
+// a fixed order, so that results are the same for every executor.
 class SparseSoftmax {
  public:
-  explicit SparseSoftmax(ActiveSet set);
+  explicit SparseSoftmax(ActiveSet set, Accumulation accumulation = Accumulation::kDeterministic);
   SparseSoftmax(const SparseSoftmax&) = delete;
   SparseSoftmax& operator=(const SparseSoftmax&) = delete;
 
   const ActiveSet& set() const { return set_; }
+  const StepTimes& times() const { return times_; }
 
   // Rows that backward() writes gradients of, distinct and ascending: set().rows.
   int64_t rows() const { return set_.row_count(); }
 
   // Brings these rows to the optimisers' present step; to be called before forward(). `bias` may
   // be null.
-  void catch_up(RowOptimizer& weight, RowOptimizer* bias, const Executor& executor) const;
+  void catch_up(RowOptimizer& weight, RowOptimizer* bias, const Executor& executor);
 
   // log_probability [B]: the mean over an example's labels of their logarithmic probability.
   void forward(const float* hidden, const OutputLayer& layer, float* log_probability,
@@ -64,8 +74,8 @@ class SparseSoftmax {
 
  private:
   // Of the logits and of the hidden activations; what row_gradients() needs.
-  void start_backward(const BlockProducts& products, const float* scale, float* grad_hidden,
-                      const Executor& executor);
+  void start_backward(const BlockProducts& products, const float* hidden, const float* scale,
+                      float* grad_hidden, const Executor& executor);
   // Rows [begin, end); the biases' gradients go to the workspace.
   void row_gradients(const BlockProducts& products, const float* hidden, int64_t begin, int64_t end,
                      float* gradients);
@@ -76,6 +86,7 @@ class SparseSoftmax {
   SharedPart shared_;
   std::vector<float> log_normaliser_;  // [B]
   std::vector<int64_t> label_count_;   // [B] over all parts
+  StepTimes times_;
 };
 
 }  // namespace qcompile

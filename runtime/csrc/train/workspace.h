@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/buffer.h"
+#include "train/racing_sums.h"
 
 namespace qcompile {
 
@@ -17,6 +18,8 @@ struct Workspace {
   Buffer<float> chunk_sums;
   Buffer<float> own_logits;
   Buffer<float> own_gradients;
+  Buffer<uint32_t> slots;
+  RacingSums racing;
   Buffer<float> normaliser;
   Buffer<float> factor;
   Buffer<float> bias_gradients;
