@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from qcompile.config import LSH
 from qcompile.distributed.group import Group
@@ -23,6 +22,7 @@ from qcompile.distributed.sharded_softmax import (
 )
 from qcompile.errors import DataError
 from qcompile.nn.lsh import LSHLinear, LSHOutput
+from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.targets import check_hidden, label_matrix
 from qcompile.runtime import _core
 
@@ -193,6 +193,7 @@ class ShardedLSHLinear(LSHLinear):
             mode=share.mode,
             sampling=share.sampling,
             threshold=share.threshold,
+            accumulation=share.accumulation,
             allow_unlabelled=True,
         )
         result = sharded_log_prob(
@@ -272,7 +273,7 @@ class ShardedLSHLinear(LSHLinear):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities of all classes, [..., N], for hidden [..., d]."""
-        return F.log_softmax(self.forward(hidden), dim=-1)  # type: ignore[arg-type]
+        return torch.log_softmax(self.forward(hidden), dim=-1)  # type: ignore[arg-type]
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the class with the highest score, int64 [...], for hidden [..., d]."""
@@ -290,8 +291,7 @@ class ShardedLSHLinear(LSHLinear):
 
     def _scores(self, hidden: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(hidden, self.weight.float(), bias)
+            return mixed_linear(hidden, self.weight, self.bias)
 
     def _blocks(self, examples: int) -> list[slice]:
         step = max(1, _BLOCK // (self.high - self.low))
