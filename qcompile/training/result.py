@@ -46,7 +46,8 @@ class TrainResult:
         peak_memory: bytes that this process has held at most.
         checkpoint: the newest one, where checkpoints are kept.
         interrupted: the signal that ended the run early, or None.
-        sampling: what the output layer says of its tables, where it has any.
+        tables: occupancy and cost of the hash tables, see ``LSHLinear.occupancy``; empty where
+            there are none.
         ranks: processes that have trained it.
         bytes_sent: payload bytes that the first rank has sent in this session, by kind of
             collective, evaluations and checkpoints included.
@@ -63,7 +64,7 @@ class TrainResult:
     peak_memory: int
     checkpoint: Path | None = None
     interrupted: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
     ranks: int = 1
     bytes_sent: dict[str, int] = field(default_factory=dict)
     bytes_per_step: float = 0.0
@@ -89,7 +90,7 @@ class TrainResult:
             "peak_memory_bytes": self.peak_memory,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "interrupted": self.interrupted,
-            "sampling": self.sampling,
+            "tables": self.tables,
             "ranks": self.ranks,
             "bytes_sent": self.bytes_sent,
             "bytes_per_step": self.bytes_per_step,

@@ -6,7 +6,8 @@ run that keeps checkpoints has *save points*: every ``save_point_steps`` steps a
 every epoch all rows catch up and the tables become due, whether or not a checkpoint is written
 there. Checkpoints are written at save points alone, so that writing one changes nothing: a
 resumed run, a run with other intervals between checkpoints and one that was never interrupted end
-with the same bits (with ``accumulation="deterministic"``).
+with the same bits (with ``accumulation="deterministic"``). A run that is asked to end goes on to
+the next save point if that is seconds away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import math
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy import sparse
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, agree, sum_gradients
-from qcompile.errors import CheckpointError, TrainingError
+from qcompile.errors import CheckpointError, DataError, TrainingError
 from qcompile.training.batches import Batches
 from qcompile.training.build import build_model, build_optimizer
 from qcompile.training.config import TrainConfig, learning_rate
@@ -83,6 +86,7 @@ class Trainer:
         self._optimizer = build_optimizer(config, self.model)
         self._steps = config.epochs * self._batches.per_epoch
         self._state = State()
+        self._told = False  # that a signal came
         self._sent = self._taken = 0  # bytes of the training steps of this session
         self._saver = None if folder is None else Saver(folder, config, train, self._group)
         if self._saver is not None:
@@ -102,7 +106,7 @@ class Trainer:
             CheckpointError: the last checkpoint cannot be written.
             KeyboardInterrupt: a second signal came.
         """
-        with _threads(self.config.threads), Interrupt() as interrupt:
+        with _threads(self.config.threads), Interrupt(patient=self._group.size > 1) as interrupt:
             try:
                 while self._state.epoch < self.config.epochs and not self._asked(interrupt):
                     if not self._train_epoch(interrupt):
@@ -181,7 +185,7 @@ class Trainer:
         left = -self._state.step % point
         if left:
             asked = bool(interrupt) if self._group.size == 1 else self._group.flagged
-            return asked and not self._worth_waiting(left)
+            return asked and not self._waits(left)
         due = self._saver is not None and self._saver.due(self.config.checkpoint_minutes)
         stop = self._asked(interrupt) is not None
         due = bool(self._group.table(int(due))[0][0])
@@ -193,12 +197,22 @@ class Trainer:
                 self._meter.start()
         return stop
 
-    def _worth_waiting(self, steps: int) -> bool:
-        """Whether the next save point is so near that an interrupted run should go on to it."""
+    def _waits(self, steps: int) -> bool:
+        """Whether a run that was asked to end goes on to the next save point, and say so."""
         if self._saver is None:
             return False
         near = steps * self._meter.seconds_a_step(self._state.step) <= _PATIENCE
-        return bool(self._group.table(int(near))[0][0])
+        near = bool(self._group.table(int(near))[0][0])
+        if not near:
+            self._note("ending between two save points: resumed, this run may differ in rounding")
+        elif not self._told:
+            self._note(f"ending in {steps:,} steps, at a save point; a second signal ends at once")
+            self._told = True
+        return near
+
+    def _note(self, text: str) -> None:
+        for observer in self._observers:
+            observer.noted(text)
 
     def _settle(self) -> None:
         """Let all rows catch up and make the tables due, as taking their states does."""
@@ -228,20 +242,19 @@ class Trainer:
         if self._saver is None:
             return
         self._settle()
+        self._state.seconds = self._meter.seconds
         try:
             self._saver.save(self.model, self._optimizer, self._state)
         except CheckpointError as error:
             if last:
                 raise
-            for observer in self._observers:
-                observer.noted(f"not saved, training goes on: {error}")
+            self._note(f"not saved, training goes on: {error}")
 
     def _result(self, interrupted: int | None) -> TrainResult:
         state = self._state
         trained = state.step * self.config.batch  # the last batch of an epoch may be smaller
         if state.position == 0:
             trained = state.epoch * self._batches.examples
-        report = getattr(self.model.output, "report", None)
         return TrainResult(
             model=self.model,
             config=self.config,
@@ -253,11 +266,17 @@ class Trainer:
             peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             checkpoint=None if self._saver is None else self._saver.newest,
             interrupted=interrupted,
-            sampling=report() if callable(report) else {},
+            tables=self._tables(),
             ranks=self._group.size,
             bytes_sent=dict(self._group.sent),
             bytes_per_step=self._sent / max(self._taken, 1),
         )
+
+    def _tables(self) -> dict[str, Any]:
+        try:
+            return asdict(self.model.output.occupancy())
+        except DataError:
+            return {}  # this mode has none, or a resumed run had nothing left to do
 
 
 @contextmanager
