@@ -10,6 +10,7 @@ import torch
 
 from qcompile.config import LSH
 from qcompile.data.sparse_dataset import SparseDataset
+from qcompile.data.synthetic import extreme_classification
 from qcompile.errors import CheckpointError
 from qcompile.training import Observer, TrainConfig, checkpoint, tensor_files, train
 
@@ -88,13 +89,17 @@ def test_killed_and_resumed_equals_uninterrupted(config, train_data, test_data, 
         assert torch.equal(tensor, kept.tensors[name]), name
 
 
-def test_idle_rows_beyond_the_optimisers_history_change_nothing(train_data, tmp_path):
-    config = changed(epochs=20, save_point_steps=1030, hidden=(8,))
-    whole = train(config, train_data, checkpoints=tmp_path / "whole")
+def test_the_optimiser_catching_up_by_itself_changes_nothing(tmp_path):
+    # It does so after 1,024 steps; here between two save points, and after a resumed one.
+    data = SparseDataset(*extreme_classification(2200, features=300, labels=50, nonzeros=5))
+    output = dataclasses.replace(OUTPUT, mode="sampled", negatives=4)
+    config = changed(hidden=(8,), epochs=1, batch=1, save_point_steps=1040, sparse_output=output)
+    whole = train(config, data, checkpoints=tmp_path / "whole")
+    assert whole.steps > 1040 + 1024
     often = dataclasses.replace(config, checkpoint_minutes=ALWAYS)
-    killed(often, train_data, tmp_path / "cut", 1050)
-    assert checkpoint.find(tmp_path / "cut").name == "step-000000001030"
-    assert equal(whole, train(often, train_data, checkpoints=tmp_path / "cut", resume=True))
+    killed(often, data, tmp_path / "cut", 1050)
+    assert checkpoint.find(tmp_path / "cut").name == "step-000000001040"
+    assert equal(whole, train(often, data, checkpoints=tmp_path / "cut", resume=True))
 
 
 def test_a_finished_run_resumes_to_itself(train_data, test_data, tmp_path):
