@@ -112,7 +112,7 @@ def divide(
     unmatched = []
     for selector in selectors("where", where):
         selection = Selection(selector)
-        selected = [x for x in layers if selection.refuses(x.names, x.module) is None]
+        selected = [x for x in layers if selection.refuses(x.names, _before(x.module)) is None]
         unmatched += selection.unmatched(dict(model.named_modules()))
         among = any(layer in computing for layer in selected)
         for layer in selected:
@@ -124,6 +124,16 @@ def divide(
         [x for x in layers if roles.get(x) == role] for role in ("outputs", "hidden", "beside")
     )
     return Division(*parts, unmatched)
+
+
+def _before(module: nn.Module) -> nn.Module:
+    """Return what a sparse layer has replaced: selectors mean the model as it was."""
+    kind = getattr(module, "replaces", None)
+    if kind is None:
+        return module
+    plain: nn.Module = kind.__new__(kind)
+    vars(plain).update(vars(module))
+    return plain
 
 
 def _role(layer: Layer, computes: bool, among: bool, known: bool) -> str:

@@ -29,8 +29,10 @@ class Hashed(nn.Module):
 
     Attributes:
         config: as given, without its selector.
+        replaces: the first-order layer that this one is instead of.
     """
 
+    replaces: type[nn.Module]
     config: LSH
     _tables: HashTables
     _recent: Recent

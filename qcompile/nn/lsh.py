@@ -73,6 +73,7 @@ class LSHLinear(Hashed, RowSparse):
         sparse_grad: whether weight and bias get row-sparse gradients in training; True.
     """
 
+    replaces = nn.Linear
     bias: nn.Parameter | None
 
     def __init__(

@@ -55,6 +55,8 @@ class LSHConv2d(Hashed, nn.Conv2d):
         ConfigurationError: ``config.active`` is below 2, or the convolution is grouped.
     """
 
+    replaces = nn.Conv2d
+
     def __init__(
         self,
         in_channels: int,

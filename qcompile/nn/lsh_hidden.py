@@ -57,6 +57,7 @@ class LSHHidden(Hashed, RowSparse):
         ConfigurationError: ``config.active`` is below 2.
     """
 
+    replaces = nn.Linear
     bias: nn.Parameter | None
 
     def __init__(
