@@ -224,6 +224,7 @@ class RowOptimizer(Optimizer):
         if late is None:
             late = self._new_rows(len(parameter), int(state["step"].item()))
             self._late[parameter] = late
+            huge_pages(parameter.detach())
             owe(parameter, self)
         residual = state.get("residual")
         return self._bind_rows(
