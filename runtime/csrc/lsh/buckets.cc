@@ -29,6 +29,10 @@ void BucketTable::fill(std::span<const Key> keys, int key_bits, const BucketRule
     slots[b] = {offsets_[b], 0};
   }
   offsets_[buckets] = total;
+  if (total > rows_.capacity()) {
+    rows_ = {};  // nothing in it is wanted; and no more than a little beyond what is needed
+    rows_.reserve(std::min<size_t>(keys.size(), total + total / 16));
+  }
   rows_.resize(total);
   const uint64_t seed = rules.seed ^ kReservoirSeed;
   const uint32_t count = static_cast<uint32_t>(keys.size());

@@ -4,17 +4,22 @@
 namespace qcompile {
 namespace {
 
-// Integers in the order of the floats whose bits are given; NaN comes first or last.
-QC_INLINE LaneInts ordered(const float* column) {
-  LaneInts bits;
-  std::memcpy(&bits, column, sizeof bits);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
+QC_INLINE LaneInts load_ints(const float* from) {
+  LaneInts ints;
+  std::memcpy(&ints, from, sizeof ints);
+  return ints;
 }
 
 // members [dimension, kLanes]: 1 where a value is not zero and not below the count-th largest of
 // its row, else 0.
 QC_INLINE void mark_largest(const float* columns, int64_t dimension, int64_t count,
                             float* members) {
+  // First, integers in the order of the values; NaN comes first or last.
+  for (int64_t at = 0; at < dimension * kLanes; at += kLanes) {
+    const LaneInts bits = load_ints(columns + at);
+    const LaneInts ordered = bits ^ ((bits >> 31) & 0x7fffffff);
+    std::memcpy(members + at, &ordered, sizeof ordered);
+  }
   // The greatest threshold that `count` values reach, found bit by bit, the highest first. Its
   // order is that of unsigned integers; the highest bit, flipped, makes it that of signed ones.
   LaneInts threshold = {};
@@ -22,15 +27,14 @@ QC_INLINE void mark_largest(const float* columns, int64_t dimension, int64_t cou
     const LaneInts higher = threshold | static_cast<int32_t>(1u << bit);
     const LaneInts least = higher ^ INT32_MIN;
     LaneInts reached = {};
-    for (int64_t j = 0; j < dimension; ++j) reached -= ordered(columns + j * kLanes) >= least;
+    for (int64_t j = 0; j < dimension; ++j) reached -= load_ints(members + j * kLanes) >= least;
     threshold = reached >= static_cast<int32_t>(count) ? higher : threshold;
   }
   const LaneInts least = threshold ^ INT32_MIN;
   const Lanes one = all_lanes(1.0f), zero = {};
-  for (int64_t j = 0; j < dimension; ++j) {
-    const Lanes value = load_lanes(columns + j * kLanes);
-    const LaneInts member = (ordered(columns + j * kLanes) >= least) & (value != 0.0f);
-    store_lanes(members + j * kLanes, member ? one : zero);
+  for (int64_t at = 0; at < dimension * kLanes; at += kLanes) {
+    const LaneInts member = (load_ints(members + at) >= least) & (load_lanes(columns + at) != 0.0f);
+    store_lanes(members + at, member ? one : zero);
   }
 }
 
