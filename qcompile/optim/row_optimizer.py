@@ -207,8 +207,8 @@ class RowOptimizer(Optimizer):
 
     def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[parameter]
-        if state.get("step") is None:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+        if not isinstance(state.get("step"), Tensor):
+            state["step"] = torch.tensor(float(state.get("step") or 0))
         for name in self._averages(group, state):
             if state.get(name) is None:
                 zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -220,20 +220,20 @@ class RowOptimizer(Optimizer):
         state = self._state_of(parameter, group)
         if parameter.dtype == torch.bfloat16 and "residual" not in state:
             state["residual"] = huge_pages(torch.zeros_like(parameter, dtype=torch.int16))
-        late = self._late.get(parameter)
-        if late is None:
-            late = self._new_rows(len(parameter), int(state["step"].item()))
-            self._late[parameter] = late
-            huge_pages(parameter.detach())
-            owe(parameter, self)
         residual = state.get("residual")
-        return self._bind_rows(
+        late = self._late.get(parameter) or self._new_rows(len(parameter), int(state["step"]))
+        bound = self._bind_rows(
             late,
             _matrix(parameter.detach()),
             None if residual is None else _matrix(residual),
             [_matrix(state[name]) for name in self._averages(group, state)],
             group,
         )
+        if parameter not in self._late:
+            huge_pages(parameter.detach())
+            self._late[parameter] = late
+            owe(parameter, self)
+        return bound
 
     def _check_fusable(self, parameter: Tensor) -> dict[str, Any]:
         """Return the parameter's group."""
