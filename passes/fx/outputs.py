@@ -120,10 +120,11 @@ def divide(
             roles[layer] = max(role, roles.get(layer, role), key=order.index)
     if not selectors("where", where):
         unmatched += Selection(where).unmatched({})
-    parts = (
-        [x for x in layers if roles.get(x) == role] for role in ("outputs", "hidden", "beside")
-    )
-    return Division(*parts, unmatched)
+
+    def having(role: str) -> list[Layer]:
+        return [layer for layer in layers if roles.get(layer) == role]
+
+    return Division(having("outputs"), having("hidden"), having("beside"), unmatched)
 
 
 def _before(module: nn.Module) -> nn.Module:

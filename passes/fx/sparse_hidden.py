@@ -15,7 +15,7 @@ from qcompile.passes.fx.layers import Layer, as_plain, find_layers, obstacle, re
 from qcompile.passes.fx.outputs import divide, find_candidates
 from qcompile.passes.fx.sparse_output import ALREADY
 from qcompile.passes.fx.tracing import Trace
-from qcompile.report import Entry, Report
+from qcompile.report import Entry, Report, Status
 
 __all__ = ["SubstituteHidden"]
 
@@ -64,14 +64,14 @@ class SubstituteHidden(Pass[nn.Module]):
             f"LSH {config.family}, {min(config.active, _neurons(layer)):,} of "
             f"{_neurons(layer):,} neurons an example, same weights"
         )
-        status = "skipped" if refusal else "rewritten"
+        status: Status = "skipped" if refusal else "rewritten"
         kind = type(layer.module).__name__
         return Entry(self.name, layer.label, kind, status, reason, (count, count))
 
 
 def _neurons(layer: Layer) -> int:
-    module = layer.module
-    return int(module.out_channels if isinstance(module, nn.Conv2d) else module.out_features)
+    """Return the rows of the weight, which are neurons or filters."""
+    return len(layer.module.weight)  # type: ignore[arg-type]
 
 
 def _refusal(layer: Layer) -> str | None:

@@ -76,8 +76,8 @@ class LSHConv2d(Hashed, nn.Conv2d):
         nn.Module.__init__(layer)
         for name in (*nn.Conv2d.__constants__, "transposed", "_reversed_padding_repeated_twice"):
             setattr(layer, name, getattr(conv, name))
-        layer.weight = conv.weight
-        layer.register_parameter("bias", conv.bias)
+        for name in ("weight", "bias"):
+            layer.register_parameter(name, conv._parameters[name])
         layer._adopt(config or LSH())
         return layer.train(conv.training)
 

@@ -153,7 +153,7 @@ class _Call:
         )
         self.parameters = (layer.weight, layer.bias)
         self.sparse_grad = layer.sparse_grad
-        self.updates = layer.row_updates if torch.is_grad_enabled() else None
+        self.updates: Any = layer.row_updates if torch.is_grad_enabled() else None
 
 
 class _ActiveProduct(torch.autograd.Function):
