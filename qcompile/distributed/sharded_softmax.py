@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qcompile.distributed.group import Group
-from qcompile.nn.row_sparse import row_gradient
+from qcompile.nn.row_sparse import late_rows, row_gradient
 
 __all__ = ["Examples", "Statistics", "combine", "gather_examples", "sharded_log_prob"]
 
@@ -132,10 +132,9 @@ class _Call:
     sparse_grad: bool
     row_updates: Any
 
-    def optimizers(self) -> tuple[Any, Any]:
-        """Return ``_core`` optimisers of weight and bias for this moment."""
-        bias = None if self.bias is None else self.row_updates.bound(self.bias)
-        return self.row_updates.bound(self.weight), bias
+    def late_rows(self) -> tuple[Any, Any]:
+        """Return the ``_core`` optimisers of weight and bias for this moment, or None."""
+        return late_rows(self.weight, self.row_updates), late_rows(self.bias, self.row_updates)
 
 
 class _ShardedLogProb(torch.autograd.Function):
@@ -143,8 +142,9 @@ class _ShardedLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor]:
-        if call.row_updates is not None:
-            call.batch.catch_up(*call.optimizers())
+        late_weight, late_bias = call.late_rows()
+        if late_weight is not None:
+            call.batch.catch_up(late_weight, late_bias)
         ctx.call = call
         ctx.save_for_backward(weight)
         ctx.set_materialize_grads(False)
@@ -180,7 +180,7 @@ def _backward(
     """Fill ``grad_hidden`` [B, d]; update weight and bias, or return their gradients."""
     hidden = call.examples.hidden
     if call.row_updates is not None:
-        call.batch.backward_update(hidden, weight, scale, grad_hidden, *call.optimizers())
+        call.batch.backward_update(hidden, weight, scale, grad_hidden, *call.late_rows())
         return None, None
     rows = torch.from_numpy(call.batch.rows)
     grad_rows = torch.empty(len(rows), hidden.shape[1])
