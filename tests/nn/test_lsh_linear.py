@@ -15,16 +15,6 @@ D, N = 13, 90
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
 
 
-def layer(config=SMALL, bias=True, depth=D, neurons=N):
-    return LSHLinear(depth, neurons, bias, config=config)
-
-
-def batch(examples=11, depth=D, neurons=N, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(examples, depth, generator=generator).relu()
-    return hidden, torch.randint(neurons, (examples,), generator=generator)
-
-
 def dense_reference(module, hidden, target, scale):
     """Log-probabilities and gradients over all neurons in float64."""
     hidden = hidden.detach().double().requires_grad_()
@@ -49,7 +39,9 @@ def dense_reference(module, hidden, target, scale):
     bias=st.booleans(),
     sparse=st.booleans(),
 )
-def test_everything_active_is_the_full_softmax(examples, depth, neurons, width, bias, sparse):
+def test_everything_active_is_the_full_softmax(
+    layer, examples, depth, neurons, width, bias, sparse
+):
     module = layer(LSH(active=neurons), bias, depth, neurons)
     module.sparse_grad = sparse
     hidden = torch.randn(examples, depth, requires_grad=True)
@@ -91,7 +83,7 @@ def active_reference(module, hidden, target, core):
 
 
 @pytest.mark.parametrize(("active", "negatives"), [(12, 20), (1, 30), (12, 0), (2, 1)])
-def test_gradients_over_the_active_neurons(monkeypatch, active, negatives):
+def test_gradients_over_the_active_neurons(layer, batch, monkeypatch, active, negatives):
     from qcompile.nn import active_softmax
 
     module = layer(LSH(tables=8, hashes=2, active=active, negatives=negatives))
@@ -118,7 +110,7 @@ def test_gradients_over_the_active_neurons(monkeypatch, active, negatives):
     assert len(rows) < N or active + negatives > N // 2
 
 
-def test_backward_twice_and_accumulation():
+def test_backward_twice_and_accumulation(layer, batch):
     module = layer()
     hidden, target = batch()
     hidden.requires_grad_()
@@ -130,7 +122,7 @@ def test_backward_twice_and_accumulation():
     assert torch.allclose(hidden.grad, 2 * once[1], atol=1e-7)
 
 
-def test_evaluation_is_exact_and_agrees_with_log_prob_and_predict():
+def test_evaluation_is_exact_and_agrees_with_log_prob_and_predict(layer, batch):
     module = layer().eval()
     hidden, target = batch()
     output, loss = module(hidden, target)
@@ -145,7 +137,7 @@ def test_evaluation_is_exact_and_agrees_with_log_prob_and_predict():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_leading_axes_and_label_shapes(training):
+def test_leading_axes_and_label_shapes(layer, batch, training):
     module = layer(LSH(active=N)).train(training)
     hidden, target = batch(12)
     flat = module(hidden, target)
@@ -163,7 +155,7 @@ def test_leading_axes_and_label_shapes(training):
     assert torch.allclose(module(hidden, target.int()).output, flat.output)
 
 
-def test_other_floating_types_and_autocast_compute_in_float32():
+def test_other_floating_types_and_autocast_compute_in_float32(layer, batch):
     module = layer(LSH(active=N))
     hidden, target = batch()
     exact = module(hidden, target).loss
@@ -178,7 +170,7 @@ def test_other_floating_types_and_autocast_compute_in_float32():
             assert torch.allclose(module(hidden, target).loss, exact, atol=1e-6)
 
 
-def test_symbolic_trace_and_export_see_a_plain_linear():
+def test_symbolic_trace_and_export_see_a_plain_linear(layer):
     module = layer().eval()
     model = nn.Sequential(nn.Linear(5, D), nn.ReLU(), module)
     hidden = torch.randn(4, 5)
@@ -192,7 +184,7 @@ def test_symbolic_trace_and_export_see_a_plain_linear():
     assert torch.allclose(exported.module()(hidden[:3]), model(hidden[:3]), atol=1e-6)
 
 
-def test_onnx_export_gives_one_gemm(tmp_path):
+def test_onnx_export_gives_one_gemm(layer, tmp_path):
     model = nn.Sequential(layer()).eval()
     program = torch.onnx.export(model, (torch.randn(4, D),), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model.graph] == ["Gemm"]
@@ -217,14 +209,14 @@ def test_onnx_export_gives_one_gemm(tmp_path):
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_bad_batches_are_refused(hidden, target, message, training):
+def test_bad_batches_are_refused(layer, hidden, target, message, training):
     module = layer().train(training)
     target = torch.tensor(target, dtype=torch.int64 if target == [] else None)
     with pytest.raises(DataError, match=message):
         module(torch.randn(hidden), target)
 
 
-def test_other_bad_calls_are_refused():
+def test_other_bad_calls_are_refused(layer, batch):
     module = layer()
     hidden, target = batch()
     with pytest.raises(DataError, match="int64"):

@@ -17,17 +17,7 @@ D, N = 13, 90
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
 
 
-def layer(config=SMALL, bias=True, depth=D, neurons=N):
-    return LSHLinear(depth, neurons, bias, config=config)
-
-
-def batch(examples=11, depth=D, neurons=N, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(examples, depth, generator=generator).relu()
-    return hidden, torch.randint(neurons, (examples,), generator=generator)
-
-
-def train(module, steps, start=0, lr=0.05, optimizer=None):
+def train(batch, module, steps, start=0, lr=0.05, optimizer=None):
     optimizer = optimizer or Adam(module.parameters(), lr=lr)
     losses = []
     for step in range(start, start + steps):
@@ -42,7 +32,7 @@ def train(module, steps, start=0, lr=0.05, optimizer=None):
 
 @pytest.mark.parametrize("family", ["simhash", "dwta"])
 @pytest.mark.parametrize("policy", ["fifo", "reservoir"])
-def test_training_learns(family, policy):
+def test_training_learns(layer, batch, family, policy):
     config = LSH(family=family, policy=policy, tables=8, hashes=2, active=12, negatives=10)
     module = layer(config, depth=50)
     optimizer = Adam(module.parameters(), lr=0.05)
@@ -60,15 +50,15 @@ def test_training_learns(family, policy):
 
 
 @pytest.mark.parametrize("kind", ["SGD", "SparseAdam", "dense AdamW"])
-def test_torch_optimisers_train_it_too(kind):
+def test_torch_optimisers_train_it_too(layer, batch, kind):
     module = layer()
     module.sparse_grad = kind != "dense AdamW"
     optimizer = getattr(torch.optim, kind.split()[-1])(module.parameters(), lr=0.01)
-    losses, _ = train(module, 3, optimizer=optimizer)
+    losses, _ = train(batch, module, 3, optimizer=optimizer)
     assert np.isfinite(losses).all()
 
 
-def test_runs_depend_on_the_seed_and_not_on_threads():
+def test_runs_depend_on_the_seed_and_not_on_threads(layer, batch):
     start = layer()
     weights = []
     for threads, seed in ((1, 0), (2, 0), (3, 0), (1, 1)):
@@ -76,7 +66,7 @@ def test_runs_depend_on_the_seed_and_not_on_threads():
         module.load_state_dict(start.state_dict())
         torch.set_num_threads(threads)
         try:
-            train(module, 9)
+            train(batch, module, 9)
         finally:
             torch.set_num_threads(1)
         weights.append(module.eval().weight.detach().clone())
@@ -85,7 +75,7 @@ def test_runs_depend_on_the_seed_and_not_on_threads():
     assert not torch.equal(weights[0], weights[3])
 
 
-def test_the_rehash_schedule():
+def test_the_rehash_schedule(layer, batch):
     module = layer(LSH(tables=2, hashes=1, active=5, rehash=4, rehash_decay=0.5))
     hidden, target = batch(3)
     rebuilt = []
@@ -102,7 +92,7 @@ def test_the_rehash_schedule():
     assert module.steps == 40
 
 
-def test_tables_follow_the_weights():
+def test_tables_follow_the_weights(layer):
     module = layer(LSH(tables=8, hashes=2, active=2, negatives=0, rehash=1, rehash_decay=0))
     hidden = torch.eye(D)[:1].abs()
     target = torch.tensor([0])
@@ -123,9 +113,9 @@ def test_tables_follow_the_weights():
 
 @pytest.mark.parametrize("how", ["state_dict", "file", "deepcopy", "pickle"])
 @pytest.mark.parametrize("steps", [4, 7])
-def test_a_resumed_run_equals_the_one_that_went_on(how, steps):
+def test_a_resumed_run_equals_the_one_that_went_on(layer, batch, how, steps):
     module = layer()
-    _, optimizer = train(module, steps)
+    _, optimizer = train(batch, module, steps)
     resumed = layer()
     if how == "deepcopy":
         resumed = copy.deepcopy(module)
@@ -144,12 +134,12 @@ def test_a_resumed_run_equals_the_one_that_went_on(how, steps):
         # Copies were made before the optimiser's state was asked for; idle rows catch up there.
         resumed.load_state_dict(module.state_dict())
     assert (resumed.steps, resumed.rehashes) == (module.steps, module.rehashes)
-    losses, _ = train(module, 12, start=steps, optimizer=optimizer)
-    assert losses == train(resumed, 12, start=steps, optimizer=other)[0]
+    losses, _ = train(batch, module, 12, start=steps, optimizer=optimizer)
+    assert losses == train(batch, resumed, 12, start=steps, optimizer=other)[0]
     assert torch.equal(module.eval().weight, resumed.eval().weight)
 
 
-def test_a_plain_linear_and_this_layer_exchange_weights():
+def test_a_plain_linear_and_this_layer_exchange_weights(layer, batch):
     linear = nn.Linear(D, N)
     module = layer()
     module.load_state_dict(linear.state_dict())
@@ -171,7 +161,7 @@ def test_a_selector_function_does_not_hinder_pickling():
     assert pickle.loads(pickle.dumps(module)).config == LSH()
 
 
-def test_evaluation_and_saving_see_the_weights_of_dense_adam():
+def test_evaluation_and_saving_see_the_weights_of_dense_adam(layer, batch):
     weights = []
     for sparse in (True, False):
         torch.manual_seed(0)
@@ -179,7 +169,7 @@ def test_evaluation_and_saving_see_the_weights_of_dense_adam():
         module.sparse_grad = sparse
         kind = Adam if sparse else torch.optim.Adam
         optimizer = kind(module.parameters(), lr=1e-4)
-        train(module, 15, optimizer=optimizer)
+        train(batch, module, 15, optimizer=optimizer)
         late = module.weight.detach().clone()
         module.eval()
         assert torch.equal(late, module.weight) != sparse

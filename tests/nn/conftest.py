@@ -1,0 +1,31 @@
+"""A small LSH-sparse layer and data for it."""
+
+import pytest
+import torch
+
+from qcompile import LSH
+from qcompile.nn import LSHLinear
+
+SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
+
+
+@pytest.fixture(scope="session")
+def layer():
+    """Make an ``LSHLinear``."""
+
+    def make(config=SMALL, bias=True, depth=13, neurons=90, **options):
+        return LSHLinear(depth, neurons, bias, config=config, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Make hidden activations [B, d] and labels [B]."""
+
+    def make(examples=11, depth=13, neurons=90, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(examples, depth, generator=generator).relu()
+        return hidden, torch.randint(neurons, (examples,), generator=generator)
+
+    return make
