@@ -261,6 +261,37 @@ def test_bad_activations_give_a_bad_loss_for_their_example_alone(mode, dtype, va
         assert not log_prob[4].isfinite()
 
 
+def test_an_empty_batch_is_no_trouble():
+    problem = Problem()
+    problem.hidden, problem.labels, problem.scale = (
+        x[:0] for x in (problem.hidden, problem.labels, problem.scale)
+    )
+    log_prob, grad_hidden, grad_weight, _ = problem.run(problem.sample())
+    assert log_prob.shape == (0,)
+    assert grad_hidden.shape == (0, 19)
+    assert not grad_weight.any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_async_accumulation_is_close(threads):
+    problem = Problem(examples=60, neurons=3000)
+    expected = problem.run(problem.sample())
+    found = problem.run(problem.sample(threads=threads, accumulation="async"))
+    for value, reference in zip(found, expected, strict=True):
+        assert (value - reference).norm() <= 0.05 * reference.norm()
+
+
+def test_the_parts_of_a_step_are_reported():
+    problem = Problem()
+    batch = problem.sample()
+    problem.run(batch)
+    stats = batch.stats
+    assert stats["rows"] == len(batch.rows)
+    assert stats["pairs"] == sum(map(len, batch.own))
+    assert stats["shared"] == len(batch.shared)
+    assert all(stats[f"{part}_ms"] > 0 for part in ("sample", "own", "shared", "hidden", "rows"))
+
+
 def test_order_of_calls_and_shapes_are_checked():
     problem = Problem()
     batch = problem.sample()

@@ -26,8 +26,8 @@ void SharedPart::plan(const BlockProducts& products) {
   depth_ = products.layer().depth();
   stride_ = products.stride();
   sum_stride_ = products.sum_stride();
-  const int64_t most =
-      std::clamp<int64_t>(kSumsLimit / (stride_ * sum_stride_), kLeastChunks, kMostChunks);
+  const int64_t sums = std::max<int64_t>(1, stride_ * sum_stride_);
+  const int64_t most = std::clamp<int64_t>(kSumsLimit / sums, kLeastChunks, kMostChunks);
   chunk_rows_ = std::max<int64_t>(kBlock, round_up((shared + most - 1) / most, kBlock));
   chunks_ = (shared + chunk_rows_ - 1) / chunk_rows_;
   kept_ = shared * stride_ <= kKeptLimit;
