@@ -192,8 +192,9 @@ class _LeafTracer(fx.Tracer):
         """Return whether to record the call of ``module`` without looking inside."""
         from qcompile.nn.hashed import Hashed
         from qcompile.nn.quadratic import QuadraticLayer
+        from qcompile.nn.row_sparse import RowSparse
 
-        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, Hashed)
+        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, Hashed, RowSparse)
         return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
 
 

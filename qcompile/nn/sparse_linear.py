@@ -98,6 +98,8 @@ class SparseLinear(RowSparse):
             DataError: the batch is of another kind, shape or type, an index is out of range, or a
                 value is not finite; row and feature are named.
         """
+        if isinstance(features, torch.fx.Proxy):
+            return nn.functional.linear(features, self.weight.t(), self.bias)
         if isinstance(features, Tensor) and features.layout == torch.strided:
             return nn.functional.linear(features, self.weight.t().to(features.dtype), self.bias)
         if self.weight.device.type != "cpu" or self.weight.dtype not in _STORED:

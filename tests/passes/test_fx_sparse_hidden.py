@@ -2,14 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 import qcompile
 from qcompile import LSH
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
-from qcompile.nn import LSHConv2d, LSHHidden, LSHLinear
+from qcompile.nn import LSHConv2d, LSHHidden, LSHLinear, SparseLinear
 from qcompile.passes.fx.sparse_output import ALREADY
 
 X = torch.randn(3, 2, 9, 8, generator=torch.Generator().manual_seed(1))
@@ -141,3 +143,18 @@ def test_a_transformed_model_is_exported_as_dense():
     operators = [node.op_type for node in program.model.graph]
     assert operators.count("Conv") == 2
     assert operators.count("Gemm") == 3
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_a_model_of_sparse_examples(example):
+    features = sparse.random(4, 300, 0.1, "csr", "float32", np.random.default_rng(0))
+    model = nn.Sequential(SparseLinear(300, 20), nn.ReLU(), nn.Linear(20, 70), nn.ReLU())
+    model.append(nn.Linear(70, 50))
+    request = [LSH(min_outputs=50, **FEW), LSH(where="2", **FEW)]
+    inputs = {"example_inputs": (features,)} if example else {}
+    new = qcompile.transform(model, sparse_output=request, strict=True, **inputs)
+    assert [type(new[i]) for i in (0, 2, 4)] == [SparseLinear, LSHHidden, LSHLinear]
+    new(features, target=torch.arange(4)).loss.backward()
+    assert all(p.grad is not None for p in new.parameters())
+    traced = torch.fx.symbolic_trace(new.eval())
+    assert torch.allclose(traced(torch.from_numpy(features.toarray())), new(features), atol=1e-6)
