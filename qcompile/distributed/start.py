@@ -19,7 +19,7 @@ from qcompile.errors import DistributedError
 __all__ = ["after_first", "agree", "launched", "ranks"]
 
 _T = TypeVar("_T")
-_POLL = 0.1  # seconds
+_POLL = 0.02  # seconds
 
 
 def launched() -> bool:
@@ -33,7 +33,7 @@ def ranks(timeout: float = 600.0) -> Iterator[Group]:
 
     An error that leaves the block is told to the other ranks. They wait for this one in a
     collective, which breaks as soon as this process ends, and name the error in theirs. A rank that
-    hangs without ending costs the others ``timeout``.
+    hangs without ending costs the others ``timeout``. Ranks leave the block together.
 
     Args:
         timeout: seconds that a rank waits for the others, at the start and in each collective.
@@ -56,11 +56,21 @@ def ranks(timeout: float = 600.0) -> Iterator[Group]:
     group = Group()
     try:
         yield group
+        _wait_for_others(group, timeout)
     except BaseException as error:
         group.fail(error)
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _wait_for_others(group: Group, timeout: float) -> None:
+    """Keep the connections until no rank needs them: a collective ends on some ranks earlier."""
+    group.post(f"done/{group.rank}")
+    until = time.monotonic() + timeout
+    for rank in range(group.size):
+        while group.size > 1 and not group.posted(f"done/{rank}") and time.monotonic() < until:
+            time.sleep(_POLL)
 
 
 def agree(group: Group, facts: Mapping[str, Any]) -> None:
