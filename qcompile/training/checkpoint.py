@@ -179,8 +179,9 @@ def load(folder: Path, group: Group | None = None) -> Checkpoint:
             f"{path}: is of format {state.get('format')!r}, this release reads {FORMAT}."
         )
     divided, files = state.get("divided"), len(_sizes(path, state))
-    counts = divided.values() if isinstance(divided, dict) else [None]
-    if not all(isinstance(rows, int) and 0 < rows <= _MOST_ROWS for rows in counts):
+    if not isinstance(divided, dict) or not all(
+        isinstance(rows, int) and 0 < rows <= _MOST_ROWS for rows in divided.values()
+    ):
         raise CheckpointError(f"{path / _STATE}: says nonsense of divided tensors: {divided!r}.")
     rank, ranks = (group.rank, group.size) if group else (0, 1)
     return Checkpoint(path, read_tensors(path, files, divided, rank, ranks), state)

@@ -77,7 +77,7 @@ class TrainConfig:
     sparse_output: LSH = field(default_factory=LSH)
     storage: str = "fp32"
     optimizer: str = "adam"
-    lr: float = 2e-3
+    lr: float = 4e-3
     schedule: str = "linear"
     weight_decay: float = 0.0
     epochs: int = 5

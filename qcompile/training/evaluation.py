@@ -30,7 +30,7 @@ class Evaluator:
 
     Args:
         train: decides which labels are rare, for the propensity-scored figures.
-        test: the examples; those without labels are left out.
+        test: the examples; those without labels count as answered wrongly, as in pyxclib.
         group: the ranks, which share the examples.
 
     Raises:
@@ -44,8 +44,8 @@ class Evaluator:
                 f"test data: has {theirs[0]:,} features and {theirs[1]:,} labels, but the training "
                 f"data {ours[0]:,} and {ours[1]:,}; both need the same."
             )
-        self._rows = test.labelled_rows
-        if not len(self._rows):
+        self._rows = np.arange(len(test))
+        if not len(test.labelled_rows):
             raise DataError(f"test data: none of {len(test)} rows has a label.")
         self._test, self._group = test, group
         self._ks = tuple(k for k in _KS if k <= train.num_labels)

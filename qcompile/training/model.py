@@ -20,6 +20,7 @@ from qcompile.nn.sparse_linear import SparseLinear
 
 __all__ = ["ExtremeClassifier", "SparseQuadratic"]
 
+_FIRST_ORDER = 0.1  # standard deviation of fresh first-order outputs
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -147,10 +148,13 @@ class ExtremeClassifier(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator, square: float, fourth: float) -> None:
-        """Draw the first layer so that its outputs have the scale that suits what follows.
+        """Draw the first layer so that its outputs have a scale that suits what follows.
 
         The variance of a weighted sum of sparse features depends on their values alone: it is that
-        of a weight times the mean of Σx² (for branches of x∘x, of Σx⁴).
+        of a weight times the mean of Σx² (for branches of x∘x, of Σx⁴). First-order neurons begin
+        at a standard deviation of 0.1: what a rare feature's weights hold before they have learnt
+        anything is noise in all answers (on codespell, 0.1, 0.3 and 1 end at P@1 .900, .893 and
+        .857).
 
         Args:
             generator: of the random numbers.
@@ -158,7 +162,7 @@ class ExtremeClassifier(nn.Module):
             fourth: mean over examples of Σx⁴.
         """
         if isinstance(self.input, SparseLinear):
-            _normal(self.input, [_scaled(1.0, square)], generator)
+            _normal(self.input, [_scaled(_FIRST_ORDER, square)], generator)
             return
         layer = self.input
         assert isinstance(layer, SparseQuadratic)

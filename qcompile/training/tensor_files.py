@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -139,5 +138,4 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    array: np.ndarray = flat.view(torch.uint8).numpy()
-    return memoryview(array)
+    return flat.view(torch.uint8).numpy().data

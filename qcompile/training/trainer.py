@@ -25,7 +25,7 @@ from scipy import sparse
 from torch import Tensor
 
 from qcompile.data.sparse_dataset import SparseDataset
-from qcompile.distributed import Group, agree, sum_gradients
+from qcompile.distributed import Group, agree, check_replicas, sum_gradients
 from qcompile.errors import CheckpointError, DataError, TrainingError
 from qcompile.training.batches import Batches
 from qcompile.training.build import build_model, build_optimizer
@@ -104,6 +104,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is no longer a number.
             CheckpointError: the last checkpoint cannot be written.
+            DistributedError: another rank has left, or has other weights.
             KeyboardInterrupt: a second signal came.
         """
         with _threads(self.config.threads), Interrupt(patient=self._group.size > 1) as interrupt:
@@ -113,8 +114,9 @@ class Trainer:
                         break
                     self._end_epoch()
                 signal = self._asked(interrupt)
-                self._save(last=True)
                 self.model.eval()
+                check_replicas(self.model, self._group)
+                self._save(last=True)
             finally:
                 for observer in self._observers:
                     observer.closed()
