@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qcompile.distributed.group import Group
 from qcompile.distributed.start import agree
+from qcompile.errors import DistributedError
 
 __all__ = ["check_replicas", "replicated", "sum_gradients"]
 
@@ -104,7 +105,13 @@ def check_replicas(model: nn.Module, group: Group) -> None:
     if group.size == 1:
         return
     tensors: dict[str, Tensor] = {**replicated(model), **dict(model.named_buffers())}
-    agree(group, {name: _digest(tensor) for name, tensor in tensors.items()})
+    try:
+        agree(group, {name: _digest(tensor) for name, tensor in tensors.items()})
+    except DistributedError as error:
+        raise DistributedError(
+            f"the ranks' copies of the network have drifted apart: {error} Their processors or "
+            "libraries may differ; go on from an older checkpoint."
+        ) from error
 
 
 def _digest(tensor: Tensor) -> str:

@@ -101,13 +101,16 @@ class ShardedLSHLinear(LSHLinear):
         group = group or Group()
         partition = Partition.of_classes(linear.out_features, group.size)
         low, high = partition.range(group.rank)
-        bias = linear.bias is not None
         shard = nn.utils.skip_init(
-            nn.Linear, linear.in_features, high - low, bias, dtype=linear.weight.dtype
+            nn.Linear,
+            linear.in_features,
+            high - low,
+            linear.bias is not None,
+            dtype=linear.weight.dtype,
         )
         with torch.no_grad():
             shard.weight.copy_(linear.weight[low:high])
-            if bias:
+            if linear.bias is not None:
                 shard.bias.copy_(linear.bias[low:high])
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
