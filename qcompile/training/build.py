@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, ShardedLSHLinear, distribute
@@ -40,7 +39,7 @@ def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> Extr
     return model if group.size == 1 else distribute(model, group)
 
 
-def build_head(config: TrainConfig, labels: int, group: Group) -> nn.Module:
+def build_head(config: TrainConfig, labels: int, group: Group) -> LSHLinear:
     """Return the output layer, which several ranks divide among them."""
     options: dict[str, Any] = {
         "config": config.sparse_output,

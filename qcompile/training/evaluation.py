@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qcompile.data.metrics import Evaluation, propensity_weights
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, Partition, ShardedLSHLinear
 from qcompile.errors import DataError
+from qcompile.nn.lsh import LSHLinear
 from qcompile.runtime import _core
 from qcompile.training.model import ExtremeClassifier
 
@@ -72,7 +73,7 @@ class Evaluator:
         return self._group.gather(top_k(hidden, self._ks[-1])[1], parts.sizes)
 
 
-def _top_k(output: nn.Module) -> TopK:
+def _top_k(output: LSHLinear) -> TopK:
     """Return what finds the best labels of hidden activations [B, d] exactly.
 
     The weights are packed to int8 beside them: rows are scanned there, and the few that may be

@@ -116,7 +116,7 @@ class ExtremeClassifier(nn.Module):
         quadratic: str | None = None,
         sparse_output: LSH | None = None,
         storage: str = "fp32",
-        output: nn.Module | None = None,
+        output: LSHLinear | None = None,
     ) -> None:
         super().__init__()
         dtype = STORED[storage]

@@ -34,7 +34,9 @@ class ServedClassifier(nn.Module):
         trained = model.output
         output = nn.Linear(trained.in_features, trained.out_features, device="meta")
         output.weight = _parameter(trained.weight)
-        output.bias = None if trained.bias is None else _parameter(trained.bias)
+        output.register_parameter(
+            "bias", None if trained.bias is None else _parameter(trained.bias)
+        )
         # Of this class the export knows that it is an output layer, however small.
         self.output = LSHLinear.from_linear(output)
 
