@@ -1,10 +1,9 @@
 #include "train/shared_part.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
-#include "core/lanes.h"
+#include "core/exponent.h"
 #include "train/column_kernels.h"
 #include "train/kernels.h"
 
@@ -16,6 +15,7 @@ constexpr int64_t kMostChunks = 64;
 constexpr int64_t kLeastChunks = 4;
 constexpr int64_t kSumsLimit = int64_t{1} << 24;  // floats of all chunks' sums
 constexpr int64_t kKeptLimit = int64_t{1} << 24;  // logits that are kept
+constexpr float kGreatest = 88.0f;                // of what exponential() takes
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 }  // namespace
@@ -83,7 +83,7 @@ void SharedPart::raise_top(int64_t chunk, const float* block_top) {
   for (int64_t e = 0; e < examples_; ++e) {
     if (!(block_top[e] > top[e])) continue;
     if (top[e] != kNever) {
-      const float shrink = std::exp(top[e] - block_top[e]);
+      const float shrink = exponential(top[e] - block_top[e]);
       total[e] *= shrink;
       float* sum = sums + e * sum_stride_;
       for (int64_t j = 0; j < depth_; ++j) sum[j] *= shrink;
@@ -120,7 +120,7 @@ double SharedPart::total(int64_t example, float shift) const {
     const float top = work_.chunk_top[chunk * stride_ + example];
     // Without any greatest value the sum is zero, or NaN if all its logits are.
     const double part = work_.chunk_total[chunk * stride_ + example];
-    total += top == kNever ? part : part * std::exp(static_cast<double>(top) - shift);
+    total += top == kNever ? part : part * exponential(std::min(top - shift, kGreatest));
   }
   return total;
 }
@@ -128,7 +128,8 @@ double SharedPart::total(int64_t example, float shift) const {
 void SharedPart::add_weights(int64_t example, float normaliser, float factor, float* grad) const {
   for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
     const float top = work_.chunk_top[chunk * stride_ + example];
-    const float scale = top == kNever ? factor : factor * std::exp(top - normaliser);
+    const float scale =
+        top == kNever ? factor : factor * exponential(std::min(top - normaliser, kGreatest));
     const float* sums = work_.chunk_sums.data() + (chunk * stride_ + example) * sum_stride_;
     train_kernels().add_scaled(scale, sums, grad, depth_);
   }
