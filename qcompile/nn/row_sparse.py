@@ -70,6 +70,16 @@ class RowSparse(nn.Module):
         catch_up(self.parameters())
         super()._save_to_state_dict(*args, **kwargs)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # What rows have missed belongs to the weights that are about to go.
+        catch_up(self.parameters())
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Rows catch up while weights and state are of one type and on one device.
+        catch_up(self.parameters())
+        return super()._apply(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters of its own, which the optimiser does not train.
         catch_up(self.parameters())

@@ -280,6 +280,8 @@ class RowOptimizer(Optimizer):
         increment_version(parameter)
 
     def _flush(self, parameter: Tensor) -> None:
+        if not self._late[parameter].pending:
+            return
         group = self._group_of(parameter)
         assert group is not None  # parameters never leave an optimiser
         self._bind(parameter, group).flush(torch.get_num_threads())

@@ -268,6 +268,24 @@ def test_rows_are_settled_when_the_optimizer_goes_or_another_comes():
     assert torch.equal(weights[0], weights[2])
 
 
+def test_loaded_weights_owe_nothing():
+    network, optimizer = make("adam")
+    train(network, optimizer, 10)
+    other = Network().state_dict()
+    network.load_state_dict(other)
+    optimizer.flush()
+    assert torch.equal(network.head.weight, other["head.weight"])
+
+
+def test_a_model_that_changes_its_type_has_caught_up():
+    network, optimizer = make("adam")
+    train(network, optimizer, 10)
+    late = network.head.weight.detach().clone()
+    network.double()
+    assert not torch.equal(network.head.weight, late.double())
+    optimizer.state_dict()
+
+
 def test_it_ends_with_the_optimizer_or_by_hand():
     network, optimizer = make("adam")
     network.head.row_updates = None

@@ -124,6 +124,7 @@ nb::class_<Rows> bind_rows(nb::module_& module, const char* name, const char* de
           },
           nb::arg("rows"), nb::arg("steps") = 0)
       .def_prop_ro("steps", &Rows::steps, "Steps taken so far.")
+      .def_prop_ro("pending", &Rows::pending, "Latest steps that some rows may not have followed.")
       .def("finish_step", &Rows::finish_step, "Let the next step be taken.");
 }
 

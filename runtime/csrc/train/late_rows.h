@@ -45,6 +45,8 @@ class LateRows {
 
   int64_t rows() const { return static_cast<int64_t>(followed_.size()); }
   int64_t steps() const { return base_ + length(); }
+  // The latest steps, which some rows may not have followed.
+  int64_t pending() const { return length(); }
 
   // Until then, one step may be taken.
   void finish_step() { stepped_ = false; }
