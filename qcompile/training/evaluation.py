@@ -21,7 +21,8 @@ __all__ = ["Evaluator"]
 
 _KS = (1, 3, 5)
 _NAMES = ("P", "nDCG", "PSP", "PSnDCG")
-_EXAMPLES = 256  # of a rank, scored at a time
+_ACTIVATIONS = 1 << 21  # of a rank's examples that are scored at a time
+_NEURONS = 1 << 16  # packed at a time
 
 TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -58,7 +59,8 @@ class Evaluator:
         model.eval()
         top_k = _top_k(model.output)
         sums = Evaluation(self._ks, self._weights)
-        together = _EXAMPLES * self._group.size
+        own = max(1, _ACTIVATIONS // model.output.in_features)
+        together = own * self._group.size
         for begin in range(0, len(self._rows), together):
             rows = self._rows[begin : begin + together]
             sums.add(self._best(model, top_k, rows), self._test.batch(rows).labels)
@@ -76,19 +78,26 @@ class Evaluator:
 def _top_k(output: LSHLinear) -> TopK:
     """Return what finds the best labels of hidden activations [B, d] exactly.
 
-    The weights are packed to int8 beside them: rows are scanned there, and the few that may be
-    among the best are scored again in fp32 (``docs/serving.md``). No matrix of all scores is made.
-    Of a sharded layer each rank scans its part.
+    Some thousand neurons at a time are packed to int8; their rows are scanned, and the few that may
+    be among the best are scored again in fp32 (``docs/serving.md``). Neither a matrix of all scores
+    nor a second copy of the weights is made. Of a sharded layer each rank scans its part.
     """
-    weight = output.weight.detach().float().contiguous().numpy()
-    bias = np.zeros(len(weight), np.float32)
-    if output.bias is not None:
-        bias[:] = output.bias.detach().float().numpy()
-    head = _core.Head(weight, bias, *_core.pack_rows(weight))
+    weight = output.weight.detach()
+    bias = torch.zeros(len(weight)) if output.bias is None else output.bias.detach().float()
 
     def scan(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        found = head.top_k(hidden.contiguous().numpy(), k, "auto", torch.get_num_threads())
-        scores, ids = (torch.from_numpy(array) for array in found)
+        queries = hidden.contiguous().numpy()
+        scores, ids = torch.empty(len(hidden), 0), torch.empty(len(hidden), 0, dtype=torch.int64)
+        for begin in range(0, len(weight), _NEURONS):
+            rows = weight[begin : begin + _NEURONS].float().contiguous().numpy()
+            own = bias[begin : begin + _NEURONS].contiguous().numpy()
+            head = _core.Head(rows, own, *_core.pack_rows(rows))
+            found = head.top_k(queries, min(k, len(rows)), "auto", torch.get_num_threads())
+            scores = torch.cat([scores, torch.from_numpy(found[0])], dim=1)
+            ids = torch.cat([ids, torch.from_numpy(found[1]) + begin], dim=1)
+            # Stable, so that of equal scores the smaller id comes first.
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            scores, ids = scores[:, :k], ids.gather(1, order)[:, :k]
         return scores, ids
 
     return partial(output.top_k, scan=scan) if isinstance(output, ShardedLSHLinear) else scan

@@ -115,8 +115,11 @@ def test_watching_leaves_no_trace(train_data, monkeypatch):
         assert torch.equal(one, two)
 
 
-def test_figures_are_those_of_all_scores(train_data, test_data):
-    model = train(changed(epochs=1), train_data).model
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+def test_figures_are_those_of_all_scores(train_data, test_data, storage, monkeypatch):
+    monkeypatch.setattr("qcompile.training.evaluation._ACTIVATIONS", 16 * 37)
+    monkeypatch.setattr("qcompile.training.evaluation._NEURONS", 30)
+    model = train(changed(epochs=1, storage=storage), train_data).model
     rows = np.arange(len(test_data))
     labels = test_data.labels.copy()
     labels.data[:3] = False
@@ -125,7 +128,8 @@ def test_figures_are_those_of_all_scores(train_data, test_data):
     assert len(test_data.labelled_rows) < len(rows)
     found = Evaluator(train_data, test_data, Group())(model)
     with torch.no_grad():
-        scores = model(test_data.batch(rows).features)
+        hidden = model.encode(test_data.batch(rows).features)
+        scores = hidden @ model.output.weight.float().t() + model.output.bias.float()
     labels = test_data.labels[rows]
     weights = metrics.propensity_weights(train_data.labels)
     for k in (1, 3, 5):
