@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.cli.output import print_json, print_pairs, progress_console
 from qcompile.cli.train_options import train_config
-from qcompile.errors import CheckpointError, ConfigurationError
+from qcompile.errors import CheckpointError, ConfigurationError, QCompileWarning
 from qcompile.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # what shells call a command that Ctrl-C ended
 _SOURCES = ("data", "labels", "test", "test_labels", "format")
 _RUN, _RESULT, _MODEL = "run.json", "result.json", "model.onnx"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
     console.quiet = options.quiet or not first
     agree(group, {"options": request.config.to_dict(), "data": asdict(request.sources)})
     console.print(f"reading {request.sources.data}", markup=False, soft_wrap=True)
-    examples, test = after_first(group, lambda: load_sources(request.sources))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", QCompileWarning)
+        examples, test = after_first(group, lambda: load_sources(request.sources))
+    for warning in warned:
+        console.print(f"warning: {warning.message}", markup=False, soft_wrap=True)
     console.print(_described(examples, test), markup=False, soft_wrap=True)
     if first:
         _write_run(request)
@@ -109,7 +115,7 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
         request.config,
         examples,
         test,
-        checkpoints=request.folder / "checkpoints",
+        checkpoints=request.folder / _CHECKPOINTS,
         resume=request.resume,
         observers=observers,
         group=group,
@@ -152,6 +158,10 @@ def _described(train: SparseDataset, test: SparseDataset | None) -> str:
 
 
 def _write_run(request: _Request) -> None:
+    from qcompile.training.saving import refuse_other_runs
+
+    if not request.resume:
+        refuse_other_runs(request.folder / _CHECKPOINTS)
     try:
         request.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

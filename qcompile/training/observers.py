@@ -111,10 +111,10 @@ class ProgressBar(LogLines):
         super().__init__(console)
         columns = BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
         self._bar = Progress(*columns, console=console, auto_refresh=False)
-        self._task = self._bar.add_task("starting", total=None)
-        self._bar.start()
+        self._task = self._bar.add_task("", total=None)
 
     def stepped(self, snapshot: Snapshot) -> None:  # noqa: D102
+        self._bar.start()  # the first time; a run that never gets here draws nothing
         self._bar.update(
             self._task,
             description=str(snapshot),

@@ -20,7 +20,7 @@ from qcompile.training.config import TrainConfig
 from qcompile.training.fingerprint import differences, fingerprint
 from qcompile.training.result import Epoch
 
-__all__ = ["Saver", "State"]
+__all__ = ["Saver", "State", "refuse_other_runs"]
 
 
 @dataclass
@@ -44,6 +44,22 @@ class State:
     loss_sum: float = 0.0
     examples: int = 0
     history: list[Epoch] = field(default_factory=list)
+
+
+def refuse_other_runs(folder: Path) -> None:
+    """Make sure that no other run keeps its checkpoints in ``folder``.
+
+    Raises:
+        CheckpointError: one does.
+    """
+    try:
+        found = checkpoint.find(folder)
+    except CheckpointError:
+        return
+    raise CheckpointError(
+        f"{folder} holds the checkpoint {found.name} of another run: go on with it by --resume, "
+        "choose another --output, or remove that folder."
+    )
 
 
 class Saver:
@@ -70,21 +86,6 @@ class Saver:
     def due(self, minutes: float) -> bool:
         """Whether so many minutes, more than 0, have passed since the last checkpoint."""
         return minutes > 0 and time.monotonic() - self._saved >= 60 * minutes
-
-    def refuse_other_runs(self) -> None:
-        """Make sure that no other run keeps its checkpoints here.
-
-        Raises:
-            CheckpointError: one does.
-        """
-        try:
-            found = checkpoint.find(self._folder)
-        except CheckpointError:
-            return
-        raise CheckpointError(
-            f"{self._folder} holds the checkpoint {found.name} of another run: go on with it by "
-            "--resume, choose another --output, or remove that folder."
-        )
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         """Write a checkpoint; all but the newest two are removed. A collective.

@@ -36,7 +36,7 @@ from qcompile.training.interrupt import Interrupt
 from qcompile.training.meter import Meter
 from qcompile.training.observers import Observer
 from qcompile.training.result import Epoch, TrainResult
-from qcompile.training.saving import Saver, State
+from qcompile.training.saving import Saver, State, refuse_other_runs
 from qcompile.training.scoring import likeliest
 
 __all__ = ["Trainer"]
@@ -74,6 +74,8 @@ class Trainer:
         observers: Iterable[Observer] = (),
         group: Group | None = None,
     ) -> None:
+        if folder is not None and not resume:
+            refuse_other_runs(folder)
         self.config = config
         self._group = group or Group()
         agree(self._group, {"configuration": config.to_dict(), "training data": fingerprint(train)})
@@ -89,11 +91,8 @@ class Trainer:
         self._told = False  # that a signal came
         self._sent = self._taken = 0  # bytes of the training steps of this session
         self._saver = None if folder is None else Saver(folder, config, train, self._group)
-        if self._saver is not None:
-            if resume:
-                self._state = self._saver.restore(self.model, self._optimizer)
-            else:
-                self._saver.refuse_other_runs()
+        if self._saver is not None and resume:
+            self._state = self._saver.restore(self.model, self._optimizer)
         self._meter = Meter(
             self._steps, config.epochs, self._batches.per_epoch, self._state.seconds
         )

@@ -195,9 +195,11 @@ def test_resuming_with_other_options_names_them(files, capfd):
     status, _, err = command(files / "test.txt", "--resume", "out", capfd=capfd)
     assert status == 1
     assert "rows: 60 now, 800 before" in err
-    status, _, err = command(*common, "-o", "out", capfd=capfd)
+    before = Path("out/run.json").read_text()
+    status, _, err = command(*common, "--seed", 5, "-o", "out", capfd=capfd)
     assert status == 1
     assert "--resume" in err
+    assert Path("out/run.json").read_text() == before
     status, out, err = command("--resume", "out", "--top-k", 2, "--json", capfd=capfd)
     assert status == 0, err
     assert json.loads(out)["config"]["top_k"] == 2
