@@ -25,6 +25,7 @@ from qcompile.report import Report
 if TYPE_CHECKING:
     from qcompile import nn as nn
     from qcompile import optim as optim
+    from qcompile import training as training
     from qcompile.exporter import export as export
     from qcompile.exporter import export_onnx as export_onnx
     from qcompile.plugin import get_library_path as get_library_path
@@ -42,7 +43,7 @@ _LAZY = {
     "session_options": "qcompile.plugin",
     "transform": "qcompile.rewrite",
 }
-_MODULES = ("data", "nn", "optim", "passes")
+_MODULES = ("data", "nn", "optim", "passes", "training")
 
 __all__ = [
     "LSH",
