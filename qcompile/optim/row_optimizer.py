@@ -66,6 +66,7 @@ class RowOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own if wanted."""
+        self._check_options(param_group)
         super().add_param_group(param_group)
         self._check_group(self.param_groups[-1])
 
@@ -169,12 +170,7 @@ class RowOptimizer(Optimizer):
             ConfigurationError: the state is of an optimiser with options that this one lacks.
         """
         for group in state_dict["param_groups"]:
-            wanted = [name for name in _UNSUPPORTED if group.get(name)]
-            if wanted:
-                raise ConfigurationError(
-                    f"{type(self).__name__}: the state to load is of an optimiser with "
-                    f"{', '.join(wanted)}, which this one does not have."
-                )
+            self._check_options(group)
         self._late.clear()
         super().load_state_dict(state_dict)
         self._restore_residuals(state_dict)
@@ -191,6 +187,14 @@ class RowOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._late = {}
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        wanted = [name for name in _UNSUPPORTED if group.get(name)]
+        if wanted:
+            raise ConfigurationError(
+                f"{type(self).__name__}: a group of parameters has {', '.join(wanted)}, which only "
+                f"torch.optim.{type(self).__name__} can do."
+            )
 
     def _restore_residuals(self, state_dict: dict[str, Any]) -> None:
         # torch casts all of a parameter's state to the parameter's type.

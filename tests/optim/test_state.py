@@ -61,6 +61,8 @@ def test_options_that_we_lack_are_refused(kind, other, options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        kind([{"params": [parameter], **options}])
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1}, {"momentum": -0.1}, {"weight_decay": math.nan}])

@@ -104,6 +104,18 @@ def test_with_all_neurons_active_it_equals_dense_torch(kind):
     assert torch.allclose(network.head.bias.double(), reference.head.bias, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_forward_sees_a_row_that_is_late(kind, fused):
+    network, optimizer = make(kind, fused, mode="sampled")
+    dense = Network(mode="sampled")
+    dense.head.sparse_grad = False
+    kinds = {Adam: torch.optim.Adam, AdamW: torch.optim.AdamW, SGD: torch.optim.SGD}
+    reference = kinds[KINDS[kind][0]](dense.parameters(), **KINDS[kind][1])
+    assert train(network, optimizer, 60) == pytest.approx(train(dense, reference, 60), rel=1e-4)
+    assert torch.allclose(network.eval().head.weight, dense.head.weight, atol=2e-5)
+
+
 def test_the_number_of_threads_does_not_matter():
     networks = []
     for threads in (1, 3):
