@@ -79,8 +79,8 @@ def active_log_prob(
 
     Args:
         hidden: float32 [B, d], contiguous.
-        weight: float32 [N, d], contiguous.
-        bias: float32 [N] or None.
+        weight: float32 or bfloat16 [N, d], contiguous.
+        bias: [N] of the same type, or None.
         labels: int64 [B, T], contiguous, each example's labels, padded with -1.
         tables: a built ``_core.LshTables`` over the rows of ``weight``, or None.
         config: mode, how many neurons to activate and how they are chosen.

@@ -97,6 +97,25 @@ void test_products(const Problem& p) {
   }
 }
 
+void test_values_may_be_replaced(Problem p) {
+  const std::vector<float> values = normal_values(p.csr.entries(), 9);
+  const CsrProduct fresh(std::span<const int64_t>(kOffsets), kColumns, values, kFeatures);
+  p.csr.set_values(values);
+  std::vector<float> output(4 * p.depth), expected(output), rows(5 * p.depth), wanted(rows);
+  p.csr.forward(p.rows(), nullptr, output.data(), SerialExecutor());
+  fresh.forward(p.rows(), nullptr, expected.data(), SerialExecutor());
+  p.csr.backward(p.dense.data(), p.depth, rows.data(), SerialExecutor());
+  fresh.backward(p.dense.data(), p.depth, wanted.data(), SerialExecutor());
+  EXPECT(output == expected && rows == wanted);
+  bool refused = false;
+  try {
+    p.csr.set_values(std::span<const float>(values).subspan(1));
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  EXPECT(refused);
+}
+
 void test_kernels_are_the_same_everywhere(int64_t depth) {
   const std::vector<float> rows = normal_values(20 * depth, 5);
   std::vector<uint16_t> halves;
@@ -158,6 +177,7 @@ int main() {
     test_forward(problem);
     test_backward(problem);
     test_products(problem);
+    test_values_may_be_replaced(problem);
     test_kernels_are_the_same_everywhere(depth);
   }
   test_bad_batches();
