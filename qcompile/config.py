@@ -135,7 +135,8 @@ class LSH:
         accumulation: ``deterministic`` gives the same bits for any number of threads; ``async``
             is the paper's lock-free accumulation, one example a thread, and is not reproducible.
         seed: fixes hash functions and sampling.
-        where: the output layer's qualified name or glob; ``None`` finds it.
+        where: names, globs, types or predicates of output layers or of hidden ones; ``None`` finds
+            the output layer.
         min_outputs: smallest layer that is taken for a huge output layer when searching.
     """
 

@@ -109,7 +109,11 @@ class SparseLinear(RowSparse):
                 f"SparseLinear: weight is {self.weight.dtype} on {self.weight.device}, but sparse "
                 f"batches need float32 or bfloat16 on the CPU."
             )
-        batch = _core.CsrProduct(*_compressed_rows(features, self.in_features), self.in_features)
+        arrays = _compressed_rows(features, self.in_features)
+        try:
+            batch = _core.CsrProduct(*arrays, self.in_features)
+        except DataError as error:
+            raise DataError(f"SparseLinear: features: {error}; correct or drop the row.") from None
         return self._product(batch)
 
     @torch.compiler.disable
