@@ -101,7 +101,7 @@ class SparseLinear(RowSparse):
                 value is not finite; row and feature are named.
         """
         if isinstance(features, torch.fx.Proxy):
-            return nn.functional.linear(features, self.weight.t(), self.bias)
+            return nn.functional.linear(features, self.weight.t(), self.bias)  # type: ignore[arg-type]
         if isinstance(features, Tensor) and features.layout == torch.strided:
             return nn.functional.linear(features, self.weight.t().to(features.dtype), self.bias)
         if self.weight.device.type != "cpu" or self.weight.dtype not in _STORED:
