@@ -16,7 +16,7 @@ constexpr int64_t kRowGrain = 1024;
 constexpr int64_t kQueryGrain = 2 * kLanes;
 // Memory for keys in builds that keep none. Fewer, larger groups of tables read the rows less
 // often.
-constexpr int64_t kGroupBytes = int64_t{32} << 20;
+constexpr int64_t kGroupBytes = int64_t{48} << 20;
 
 void require(const char* name, int64_t value, int64_t most) {
   if (value >= 1 && value <= most) return;
