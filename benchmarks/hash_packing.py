@@ -1,10 +1,10 @@
-"""Three bits a code, or the two that SLIDE's public code keeps: which candidates do they find?
+"""Which candidates do hash families find, and keys of three bits a code or of two?
 
 The public code of SLIDE (MLSys 2020) gives a code of 0 to 7 only two bits of the key, since it
 takes a logarithm to the wrong base, so neighbouring codes add up in a shared bit. A network is
 trained on a random extreme classification problem; then candidates are looked up for examples that
-it has not seen, with the keys of each packing and buckets of any size, and compared with the scores
-of all neurons. P@1 is of the best-scored candidate.
+it has not seen, in buckets of any size, and compared with the scores of all neurons. P@1 is of the
+best-scored candidate.
 
     python benchmarks/hash_packing.py [--quick] [--json FILE]
 """
@@ -32,23 +32,23 @@ from qcompile.optim import Adam
 from qcompile.runtime import _core
 
 DEPTH, TABLES, BATCH, ACTIVE = 128, 50, 128, 128
-MOST = 8  # hashes of a table
-THREE, OVERLAPPING, LOW = (
-    ("3 bits", 3, 7),
-    ("2 bits, overlapping", 2, 7),  # as in the public code
-    ("2 low bits", 2, 3),
-)
-PACKINGS = (
-    *((THREE, hashes) for hashes in (4, 5, 6)),
-    *((OVERLAPPING, hashes) for hashes in (5, 6, 8)),
-    *((LOW, hashes) for hashes in (6, 7, 8)),
+MOST = 14  # hashes of a table
+KEYS = (
+    # family, name of the packing, bits that a code moves the key, bits of a code, hashes
+    ("dwta", "3 bits", 3, 7, (4, 5, 6)),
+    ("dwta", "2 bits, overlapping", 2, 7, (5, 6, 8)),  # as in the public code
+    ("dwta", "2 low bits", 2, 3, (6, 7, 8)),
+    ("wta", "3 bits", 3, 7, (4, 5)),
+    ("doph", "3 bits", 3, 7, (4, 5)),
+    ("simhash", "1 bit", 1, 1, (10, 12, 14)),
 )
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What one packing finds."""
+    """What one way to make keys finds."""
 
+    family: str
     packing: str
     hashes: int
     bits: int
@@ -113,6 +113,21 @@ class Asked:
     scores: np.ndarray
     truth: sparse.csr_array
 
+    def judge(self, of_rows: np.ndarray, of_queries: np.ndarray) -> tuple[float, ...]:
+        """Return the figures of :class:`Packing` for keys [L, N] and [L, queries]."""
+        counts = look_up(of_rows, of_queries)
+        candidates = [np.flatnonzero(count) for count in counts]
+        active = [most_frequent(count) for count in counts]
+        everything = [np.arange(of_rows.shape[1])] * len(counts)
+        return (
+            float(np.mean([len(ids) for ids in candidates])),
+            self.found(candidates),
+            self.found(active),
+            self.precision(candidates),
+            self.precision(active),
+            self.precision(everything),
+        )
+
     def precision(self, lists: list[np.ndarray]) -> float:
         """Return P@1 of the best-scored neuron of each list."""
         picked = [ids[s[ids].argmax()] if len(ids) else 0 for ids, s in self._pairs(lists)]
@@ -128,30 +143,22 @@ class Asked:
 
 def compare(asked: Asked, weight: np.ndarray, hidden: np.ndarray) -> list[Packing]:
     """Look candidates up with each packing."""
-    core = _core.LshTables(DEPTH, 2**19, "dwta", TABLES * MOST, 1, 1, "fifo", 0)
-    of_rows, of_queries = core.keys(weight), core.keys(hidden)
-    everything = [np.arange(len(weight))] * len(hidden)
     found = []
-    for (name, shift, mask), hashes in PACKINGS:
-        counts = look_up(pack(of_rows, hashes, shift, mask), pack(of_queries, hashes, shift, mask))
-        candidates = [np.flatnonzero(count) for count in counts]
-        active = [most_frequent(count) for count in counts]
-        found.append(
-            Packing(
-                packing=name,
-                hashes=hashes,
-                bits=int(
-                    pack(np.full((TABLES * MOST, 1), 7), hashes, shift, mask)[0, 0]
-                ).bit_length(),
-                candidates=float(np.mean([len(ids) for ids in candidates])),
-                best_found=asked.found(candidates),
-                best_in_active=asked.found(active),
-                p1_of_candidates=asked.precision(candidates),
-                p1_of_active=asked.precision(active),
-                p1_of_all=asked.precision(everything),
+    for family, name, shift, mask, depths in KEYS:
+        core = _core.LshTables(DEPTH, 2**19, family, TABLES * MOST, 1, 1, "fifo", 0)
+        of_rows, of_queries = core.keys(weight), core.keys(hidden)
+        for hashes in depths:
+            packed = [pack(codes, hashes, shift, mask) for codes in (of_rows, of_queries)]
+            found.append(
+                Packing(family, name, hashes, bits_of(hashes, shift, mask), *asked.judge(*packed))
             )
-        )
     return found
+
+
+def bits_of(hashes: int, shift: int, mask: int) -> int:
+    """Return the bits of the largest key."""
+    codes = np.full((TABLES * MOST, 1), mask)
+    return int(pack(codes, hashes, shift, mask)[0, 0]).bit_length()
 
 
 def measure(epochs: int, labels: int, rows: int, queries: int) -> list[Packing]:
@@ -169,11 +176,22 @@ def measure(epochs: int, labels: int, rows: int, queries: int) -> list[Packing]:
 def draw(rows: list[Packing]) -> Table:
     """Lay the rows out for a terminal."""
     table = Table(title=f"{TABLES} tables; P@1 of all neurons {rows[0].p1_of_all:.3f}")
-    heads = ("packing", "K", "bits", "candidates", "best found", "P@1", "best in 128", "P@1 of 128")
+    heads = (
+        "family",
+        "packing",
+        "K",
+        "bits",
+        "candidates",
+        "best found",
+        "P@1",
+        "best in 128",
+        "P@1 of 128",
+    )
     for head in heads:
-        table.add_column(head, justify="left" if head == "packing" else "right")
+        table.add_column(head, justify="left" if head in heads[:2] else "right")
     for row in rows:
         table.add_row(
+            row.family,
             row.packing,
             str(row.hashes),
             str(row.bits),
