@@ -105,7 +105,7 @@ class HashTables:
         valid = isinstance(state, Tensor) and state.dtype == torch.int64 and state.shape == (4,)
         if not valid or (state < 0).any():
             raise DataError(
-                "LSHLinear: the extra state is not the four counts of a re-hash schedule (int64 "
+                "hash tables: the extra state is not the four counts of a re-hash schedule (int64 "
                 "[4], none negative); the checkpoint is damaged or of another layer."
             )
         self.steps, self.rehashes, self._next, self._builds = state.tolist()
@@ -119,7 +119,7 @@ class HashTables:
         """
         if self._core is None or not self._core.built:
             raise DataError(
-                "LSHLinear: there are no hash tables to describe; they are built at the first "
+                "hash tables: there are none to describe yet; they are built at the first "
                 'training step with mode="lsh" and 1 < active < the number of neurons.'
             )
         return TableReport.of(self._core, self._builds, self.rehashes, self._seconds)

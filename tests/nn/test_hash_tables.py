@@ -196,13 +196,13 @@ def test_no_tables_where_nothing_is_looked_up():
     for changes in ({"mode": "sampled"}, {"mode": "full"}, {"active": 1}, {"active": N}):
         tables = HashTables(config(**changes), D, N)
         assert tables.current(torch.randn(N, D)) is None
-        with pytest.raises(DataError, match="no hash tables"):
+        with pytest.raises(DataError, match="none to describe"):
             tables.report()
 
 
 def test_the_report_describes_tables_and_lookups():
     module = layer()
-    with pytest.raises(DataError, match="no hash tables"):
+    with pytest.raises(DataError, match="none to describe"):
         module.occupancy()
     train(module, 6)
     report = module.occupancy()
