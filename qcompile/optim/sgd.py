@@ -18,8 +18,8 @@ __all__ = ["SGD"]
 class SGD(RowOptimizer):
     """``torch.optim.SGD`` that leaves idle rows alone, with momentum and weight decay, too.
 
-    torch's takes row-sparse gradients only without them. Here idle rows catch up as they do in
-    :class:`~qcompile.optim.Adam`, which see for when, for the storage of parameters and for
+    torch's takes row-sparse gradients, but not with weight decay. Here idle rows catch up as they
+    do in :class:`~qcompile.optim.Adam`, which see for when, for the storage of parameters and for
     state dictionaries: an idle step is linear in weight and momentum, so that any number of them
     is one 2 by 2 matrix. Without momentum and weight decay idle rows have nothing to catch up with.
 
