@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.config import LSH
+from qcompile.distributed.best import merge_best
 from qcompile.distributed.group import Group
 from qcompile.distributed.partition import Partition
 from qcompile.distributed.sharded_softmax import (
@@ -19,6 +20,7 @@ from qcompile.distributed.sharded_softmax import (
     combine,
     gather_examples,
     sharded_log_prob,
+    statistics_of,
 )
 from qcompile.errors import DataError
 from qcompile.nn.lsh import LSHLinear, LSHOutput
@@ -216,7 +218,7 @@ class ShardedLSHLinear(LSHLinear):
     def _measured(self, examples: Examples) -> tuple[Tensor, Tensor]:
         labels = self._local(examples.labels)
         parts = [
-            _statistics(self._scores(examples.hidden[rows]), labels[rows])
+            statistics_of(self._scores(examples.hidden[rows]), labels[rows])
             for rows in self._blocks(len(labels))
         ]
         part = Statistics(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -239,7 +241,7 @@ class ShardedLSHLinear(LSHLinear):
                 float32 [B, d]; computes all scores by default.
 
         Returns:
-            Scores float32 [..., k] and classes int64 [..., k]; of equal scores the lower class.
+            Scores float32 [..., k] and classes int64 [..., k].
 
         Raises:
             DataError: ``k`` is out of range.
@@ -250,18 +252,9 @@ class ShardedLSHLinear(LSHLinear):
         rows = hidden.reshape(-1, self.in_features).float().contiguous()
         examples = gather_examples(self.group, rows, _unlabelled(rows))
         scores, classes = self._own_best(examples.hidden, min(k, self.high - self.low), scan)
-        found = torch.full((len(scores), 2, k), -1, dtype=torch.int32)
-        found[:, 0] = torch.full((), -math.inf).view(torch.int32)
-        found[:, 0, : scores.shape[1]] = scores.contiguous().view(torch.int32)
-        found[:, 1, : scores.shape[1]] = classes + self.low
-        own = len(rows)
-        parts = self.group.exchange(found, examples.counts, [own] * self.group.size)
-        parts = parts.view(self.group.size, own, 2, k).permute(2, 1, 0, 3)
-        parts = parts.reshape(2, own, self.group.size * k)
-        scores, order = parts[0].contiguous().view(torch.float32).sort(descending=True, stable=True)
-        shape = (*hidden.shape[:-1], k)
-        classes = parts[1].gather(1, order)[:, :k].long()
-        return scores[:, :k].reshape(shape), classes.reshape(shape)
+        best = merge_best(self.group, examples.counts, scores, classes + self.low, k)
+        found, numbers = (part.reshape(*hidden.shape[:-1], k) for part in best)
+        return found, numbers
 
     def _own_best(
         self, hidden: Tensor, k: int, scan: Callable[[Tensor, int], tuple[Any, Any]] | None
@@ -307,8 +300,8 @@ class ShardedLSHLinear(LSHLinear):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            "ShardedLSHLinear is bound to its ranks and cannot be copied or pickled; save it with "
-            "qcompile.distributed.save_shard, or take its state_dict()."
+            "ShardedLSHLinear is bound to its ranks and cannot be copied or pickled; take its "
+            "state_dict(), or make it a layer of one process with qcompile.distributed.collect."
         )
 
     def extra_repr(self) -> str:
@@ -329,13 +322,3 @@ def _share(config: LSH, group: Group) -> LSH:
 
 def _unlabelled(rows: Tensor) -> Tensor:
     return torch.full((len(rows), 1), -1, dtype=torch.int64)
-
-
-def _statistics(scores: Tensor, labels: Tensor) -> Statistics:
-    """Return what classes with these scores [B, N_r] contribute, of labels [B, T] in them."""
-    top = scores.max(dim=1).values
-    total = torch.exp(scores - top[:, None]).sum(dim=1)
-    repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(dim=-1)
-    counted = (labels >= 0) & ~repeated
-    label_sum = (scores.gather(1, labels.clamp(min=0)) * counted).sum(dim=1)
-    return Statistics(top, total, label_sum, counted.sum(dim=1))

@@ -17,7 +17,14 @@ from torch.autograd.function import once_differentiable
 from qcompile.distributed.group import Group
 from qcompile.nn.row_sparse import late_rows, row_gradient
 
-__all__ = ["Examples", "Statistics", "combine", "gather_examples", "sharded_log_prob"]
+__all__ = [
+    "Examples",
+    "Statistics",
+    "combine",
+    "gather_examples",
+    "sharded_log_prob",
+    "statistics_of",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,16 @@ class Statistics(NamedTuple):
     total: Tensor
     label_sum: Tensor
     label_count: Tensor
+
+
+def statistics_of(scores: Tensor, labels: Tensor) -> Statistics:
+    """Return what classes with these scores [B, N_r] contribute, of labels [B, T] in them."""
+    top = scores.max(dim=1).values
+    total = torch.exp(scores - top[:, None]).sum(dim=1)
+    repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(dim=-1)
+    counted = (labels >= 0) & ~repeated
+    label_sum = (scores.gather(1, labels.clamp(min=0)) * counted).sum(dim=1)
+    return Statistics(top, total, label_sum, counted.sum(dim=1))
 
 
 def combine(group: Group, part: Statistics) -> tuple[Tensor, Tensor, Tensor]:
