@@ -152,7 +152,7 @@ class LSH:
     negatives: int = 1024
     rehash: int = 50
     rehash_decay: float = 0.1
-    incremental: bool = True
+    incremental: bool = False
     spread: int = 0
     renew: int = 0
     accumulation: Literal["deterministic", "async"] = "deterministic"
