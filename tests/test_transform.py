@@ -140,7 +140,7 @@ def test_a_graph_module_is_a_module():
         ({"quadratic": "Quadro"}, "Did you mean 'Quadra'"),
         ({"quadratic": 3}, "takes the name of a form"),
         ({"quadratic": [LSH()]}, "takes the name of a form"),
-        ({"sparse_output": "dwta"}, "takes True or a qcompile.LSH"),
+        ({"sparse_output": "dwta"}, "takes True, a qcompile.LSH"),
         ({"quadratic": "T2", "example_inputs": "x"}, "example_inputs must be"),
     ],
 )

@@ -89,7 +89,9 @@ def _curve(
         spent += time.perf_counter() - start
         weight, bias = network.output()
         first, fifth = _precision(network, weight, bias, test)
-        yield {"seconds": spent, "epochs": step / per_epoch, "p1": first, "p5": fifth}
+        point = {"seconds": spent, "epochs": step / per_epoch, "p1": first, "p5": fifth}
+        print(json.dumps(point), file=sys.stderr, flush=True)
+        yield point
 
 
 def _precision(
