@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt \
            $(shell find runtime/csrc -name '*.cc' -o -name '*.h' -o -name '*.map')
-BENCHMARKS := codespell output_layer transform_table
+BENCHMARKS := codespell output_layer transform_table hashing hash_packing step_phases scaling training
 # The pins hold for what the package needs to build as well as for what it needs to run.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,7 +30,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h')
 
-bench: $(VENV)/test.stamp
+bench: $(VENV)/bench.stamp
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json build/$$name.json; done
 
 # C++ alone, without Python: memory and undefined behaviour first, then data races.
@@ -47,6 +47,12 @@ versions: $(VENV)/test.stamp
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+# PECOS names releases of NumPy and torch that it does without.
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps libpecos
+	touch $@
 
 $(VENV)/demo.stamp: EXTRA = data
 $(VENV)/test.stamp: EXTRA = test

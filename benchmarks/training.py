@@ -4,7 +4,8 @@ Every run has a process of its own; those that are compared take turns. Speed an
 measured on the shape of Amazon-670K, quality there and on geonames (real names of 235 thousand
 cities). Run from anywhere::
 
-    python benchmarks/training.py [--quick] [--json FILE] [--plots FOLDER]
+    python benchmarks/training.py [--quick] [--parts speed shape trees geonames] [--json FILE]
+        [--plots FOLDER]
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ SPEED: dict[str, Variant] = {
     "torch sampled": TORCH_SAMPLED,
 }
 SLOW = ("full", "dense")
+LSH_NAME = "qcompile lsh"
+PARTS = ("speed", "shape", "trees", "geonames")
 QUALITY = {"qcompile lsh": LSH, "qcompile sampled": SAMPLED, "torch sampled": TORCH_SAMPLED}
 
 
@@ -151,14 +154,15 @@ def bars(rows: list[Row]) -> list[dict[str, Any]]:
         found.append({"name": name, "value": value, "target": target, "ok": ok})
 
     fast = {(row.name, row.threads): row for row in rows if row.table == "speed"}
-    lsh, sampled = fast["qcompile lsh", 2], fast["qcompile sampled", 2]
-    dense, torch_sampled = fast["torch dense bf16", 2], fast["torch sampled", 2]
-    bar("lsh against torch dense bf16, times as fast", dense.step_ms / lsh.step_ms, 20)
-    bar("lsh against torch sampled", torch_sampled.step_ms / lsh.step_ms, 1.5)
-    bar("sampled against torch's", torch_sampled.step_ms / sampled.step_ms, 4)
-    bar("1 to 2 threads, lsh", fast["qcompile lsh", 1].step_ms / lsh.step_ms, 1.7)
-    bar("peak memory fp32, MB", lsh.peak_mb, 1900, least=False)
-    bar("peak memory bf16, MB", fast["qcompile lsh bf16", 2].peak_mb, 1400, least=False)
+    if fast:
+        lsh, sampled = fast[LSH_NAME, 2], fast["qcompile sampled", 2]
+        dense, torch_sampled = fast["torch dense bf16", 2], fast["torch sampled", 2]
+        bar("lsh, times as fast as torch dense bf16", dense.step_ms / lsh.step_ms, 20)
+        bar("lsh, times as fast as torch sampled", torch_sampled.step_ms / lsh.step_ms, 1.5)
+        bar("sampled, times as fast as torch's", torch_sampled.step_ms / sampled.step_ms, 4)
+        bar("lsh, 1 to 2 threads", fast[LSH_NAME, 1].step_ms / lsh.step_ms, 1.7)
+        bar("peak memory fp32, MB", lsh.peak_mb, 1900, least=False)
+        bar("peak memory bf16, MB", fast["qcompile lsh bf16", 2].peak_mb, 1400, least=False)
     curves = {(row.problem, row.name): row for row in rows if row.table == "quality"}
     shape = next(
         (row for key, row in curves.items() if key == ("amazon-670k-like", LSH_NAME)), None
@@ -180,9 +184,6 @@ def bars(rows: list[Row]) -> list[dict[str, Any]]:
         bar("geonames, final P@1 less dense's", ours.p1 - goal, -0.005)
         bar("geonames, final P@1 less torch sampled's", ours.p1 - names["torch sampled"].p1, 0)
     return found
-
-
-LSH_NAME = "qcompile lsh"
 
 
 def show(rows: list[Row], checks: list[dict[str, Any]]) -> None:
@@ -226,6 +227,7 @@ def plot(rows: list[Row], folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small problem, less than a minute")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plots", type=Path, metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
@@ -238,21 +240,20 @@ def main() -> int:
     )
     parser.add_argument("--epochs", type=float, default=5, help="of the others on geonames")
     options = parser.parse_args()
-    if options.quick:
-        rows = speed("small", 1, quick=True)
-        rows += [quality("small", name, v, epochs=3) for name, v in QUALITY.items()]
-    else:
-        shape = "amazon-670k-like"
-        rows = speed(shape, options.rounds, quick=False)
-        rows += [quality(shape, name, v, epochs=12) for name, v in QUALITY.items()]
+    shape = "small" if options.quick else "amazon-670k-like"
+    rows: list[Row] = []
+    if "speed" in options.parts:
+        rows += speed(shape, 1 if options.quick else options.rounds, options.quick)
+    if "shape" in options.parts:
+        epochs = 3 if options.quick else 12
+        rows += [quality(shape, name, v, epochs=epochs) for name, v in QUALITY.items()]
+    if "trees" in options.parts and not options.quick:
         rows += trees(shape)
-        rows += [
-            quality("geonames", name, v, epochs=options.epochs, every=0.25)
-            for name, v in QUALITY.items()
-        ]
-        rows.append(
-            quality("geonames", "torch dense bf16", DENSE, seconds=options.dense_seconds, every=0.1)
-        )
+    if "geonames" in options.parts and not options.quick:
+        limits = {"epochs": options.epochs, "every": 0.25}
+        rows += [quality("geonames", name, v, **limits) for name, v in QUALITY.items()]
+        limits = {"seconds": options.dense_seconds, "every": 0.1}
+        rows.append(quality("geonames", "torch dense bf16", DENSE, **limits))
     checks = [] if options.quick else bars(rows)
     show(rows, checks)
     if options.plots is not None:

@@ -13,8 +13,9 @@ from extreme.problems import Problem
 from qcompile import LSH
 from qcompile.data.sparse_dataset import SparseBatch, SparseDataset
 from qcompile.distributed import Group
+from qcompile.optim import Adam
 from qcompile.training import TrainConfig
-from qcompile.training.build import build_model, build_optimizer
+from qcompile.training.build import build_model
 
 __all__ = ["HIDDEN", "Network", "make"]
 
@@ -42,11 +43,16 @@ class Ours:
             hidden=(HIDDEN,),
             sparse_output=LSH(**lsh),
             storage=storage,
-            lr=problem.lr,
             batch=problem.batch,
         )
         self.model = build_model(config, train, Group())
-        self.optimizer = build_optimizer(config, self.model)
+        layers = (self.model.input, self.model.output)
+        groups = [
+            {"params": layer.parameters(), "lr": lr}
+            for layer, lr in zip(layers, problem.lr, strict=True)
+        ]
+        self.optimizer = Adam(groups)
+        self.optimizer.step_in_backward(*layers)
         self.model.train()
 
     def step(self, batch: SparseBatch) -> float:
@@ -68,13 +74,17 @@ class Ours:
 class _Torch:
     """The parts that the torch networks share: an embedding bag with lazy Adam."""
 
+    optimizer: torch.optim.Optimizer
+
     def __init__(self, problem: Problem, train: SparseDataset) -> None:
         torch.manual_seed(0)
         self.bag = nn.EmbeddingBag(train.num_features, HIDDEN, mode="sum", sparse=True)
         bound = 1 / math.sqrt(HIDDEN)
         nn.init.uniform_(self.bag.weight, -bound, bound)
         self.offset = nn.Parameter(torch.zeros(HIDDEN))
-        self.bag_optimizer = torch.optim.SparseAdam(self.bag.parameters(), lr=problem.lr)
+        first, self.lr = problem.lr
+        self.bag_optimizer = torch.optim.SparseAdam(self.bag.parameters(), lr=first)
+        self.offset_optimizer = torch.optim.Adam([self.offset], lr=first)
 
     def hidden(self, batch: SparseBatch) -> Tensor:
         features = batch.features
@@ -85,7 +95,8 @@ class _Torch:
         )
         return F.relu(rows + self.offset)
 
-    def _update(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> float:
+    def _update(self, loss: Tensor) -> float:
+        optimizers = (self.bag_optimizer, self.offset_optimizer, self.optimizer)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -101,9 +112,7 @@ class Dense(_Torch):
         super().__init__(problem, train)
         self.head = nn.Linear(HIDDEN, train.num_labels)
         self.reduced = storage == "bf16"
-        self.optimizer = torch.optim.Adam(
-            [*self.head.parameters(), self.offset], lr=problem.lr, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr, fused=True)
 
     def step(self, batch: SparseBatch) -> float:
         hidden = self.hidden(batch)
@@ -114,7 +123,7 @@ class Dense(_Torch):
         # One pass over the logits forward and one backward, which cross_entropy does not manage.
         wanted = (logits.gather(1, labels.clamp(min=0)).float() * real).sum(1) / real.sum(1)
         loss = (logits.logsumexp(1).float() - wanted).mean()
-        return self._update(loss, self.bag_optimizer, self.optimizer)
+        return self._update(loss)
 
     def output(self) -> tuple[Tensor, Tensor]:
         return self.head.weight.detach(), self.head.bias.detach()
@@ -131,10 +140,7 @@ class Sampled(_Torch):
         self.bias = nn.Embedding(train.num_labels, 1, sparse=True)
         self.weight.weight.data = linear.weight.data
         self.bias.weight.data = linear.bias.data[:, None]
-        self.optimizer = torch.optim.SparseAdam(
-            [self.weight.weight, self.bias.weight], lr=problem.lr
-        )
-        self.offset_optimizer = torch.optim.Adam([self.offset], lr=problem.lr)
+        self.optimizer = torch.optim.SparseAdam([self.weight.weight, self.bias.weight], lr=self.lr)
 
     def step(self, batch: SparseBatch) -> float:
         hidden = self.hidden(batch)
@@ -152,7 +158,7 @@ class Sampled(_Torch):
         shared = shared.masked_fill(hits, -torch.inf)
         wanted = own.masked_fill(~real, 0).sum(1) / real.sum(1)
         loss = (torch.cat([own, shared], 1).logsumexp(1) - wanted).mean()
-        return self._update(loss, self.bag_optimizer, self.optimizer, self.offset_optimizer)
+        return self._update(loss)
 
     def output(self) -> tuple[Tensor, Tensor]:
         return self.weight.weight.detach(), self.bias.weight.detach()[:, 0]

@@ -18,21 +18,22 @@ class Problem:
         train: rows to train on.
         test: rows to test on.
         batch: examples a step, for every network alike.
-        lr: Adam's learning rate, for every network alike; constant.
+        lr: Adam's learning rates of the first and of the output layer, for every network alike,
+            constant.
         shape: features and labels of a synthetic problem; ``None`` for geonames.
     """
 
     train: int
     test: int
     batch: int
-    lr: float
+    lr: tuple[float, float]
     shape: dict[str, int] | None = None
 
 
 PROBLEMS = {
-    "amazon-670k-like": Problem(20_000, 3_000, 128, 1e-3, AMAZON_670K),
-    "geonames": Problem(1_037_879, 20_000, 256, 1e-3),
-    "small": Problem(8_000, 1_000, 128, 1e-3, {"features": 20_000, "labels": 50_000}),
+    "amazon-670k-like": Problem(20_000, 3_000, 128, (1e-3, 1e-3), AMAZON_670K),
+    "geonames": Problem(1_037_879, 20_000, 256, (1e-2, 3e-3)),
+    "small": Problem(8_000, 1_000, 128, (1e-3, 1e-3), {"features": 20_000, "labels": 50_000}),
 }
 
 
