@@ -148,7 +148,7 @@ class LSH:
     policy: Literal["fifo", "reservoir"] = "reservoir"
     sampling: Literal["top-k", "vanilla", "threshold"] = "top-k"
     threshold: int = 2
-    active: int = 128
+    active: int = 64
     negatives: int = 1024
     rehash: int = 50
     rehash_decay: float = 0.1
