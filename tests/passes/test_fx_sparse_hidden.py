@@ -91,7 +91,11 @@ def test_each_layer_may_have_settings_of_its_own():
     new = qcompile.transform(Net(), sparse_output=request)
     convolutions = {"first": LSHConv2d, "conv": LSHConv2d}
     assert kinds(new) == {"head": LSHLinear, "wide": LSHHidden, **convolutions}
-    assert (new.head.config.active, new.wide.config.active, new.conv.config.active) == (5, 7, 128)
+    assert (new.head.config.active, new.wide.config.active, new.conv.config.active) == (
+        5,
+        7,
+        LSH().active,
+    )
     with pytest.raises(ConfigurationError, match="or several of them, got str"):
         qcompile.transform(Net(), sparse_output=[LSH(), "head"])
 
