@@ -51,8 +51,8 @@ def train_config(options: argparse.Namespace, base: TrainConfig) -> TrainConfig:
     layer: dict[str, Any] = {
         field: given[name] for name, field in _OUTPUT_LAYER.items() if name in given
     }
-    if "rehash_all" in given:
-        layer["incremental"] = False
+    if "rehash_changed" in given:
+        layer["incremental"] = True
     if "asynchronous" in given:
         layer["accumulation"] = "async"
     plain = {name: given[name] for name in _PLAIN if name in given}
@@ -157,7 +157,7 @@ def _add_output_layer(group: _Group) -> None:
     group.number("--rehash-spread", int, "steps over which a re-hash is spread", base.spread)
     group.number("--rehash-renew", int, "new hash functions every N re-hashes", base.renew)
     group.add(
-        "--rehash-all", "re-hash all outputs, not the changed ones alone", action="store_true"
+        "--rehash-changed", "re-hash changed outputs alone; takes more memory", action="store_true"
     )
     group.add(
         "--async",

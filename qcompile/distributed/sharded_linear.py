@@ -23,10 +23,10 @@ from qcompile.distributed.sharded_softmax import (
     statistics_of,
 )
 from qcompile.errors import DataError
+from qcompile.nn.active_softmax import sample_active
 from qcompile.nn.lsh import LSHLinear, LSHOutput
 from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.targets import check_hidden, label_matrix
-from qcompile.runtime import _core
 
 __all__ = ["ShardedLSHLinear"]
 
@@ -183,22 +183,14 @@ class ShardedLSHLinear(LSHLinear):
     @torch.compiler.disable
     def _trained(self, hidden: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         weight = self.weight.contiguous()
-        share = self._share
         step = self._begin_step(hidden)
-        batch = _core.SparseSoftmax(
+        batch = sample_active(
+            self._share,
             self._tables.current(weight.detach()),
             examples.hidden,
             self._local(examples.labels),
             len(weight),
-            share.active,
-            share.negatives,
-            share.seed,
             step,
-            torch.get_num_threads(),
-            mode=share.mode,
-            sampling=share.sampling,
-            threshold=share.threshold,
-            accumulation=share.accumulation,
             allow_unlabelled=True,
         )
         result = sharded_log_prob(

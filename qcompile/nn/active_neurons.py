@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from qcompile.config import LSH
 from qcompile.errors import ConfigurationError
+from qcompile.nn.active_softmax import sample_active
 from qcompile.nn.hash_tables import HashTables
-from qcompile.runtime import _core
 
 __all__ = ["active_neurons", "check_active"]
 
@@ -57,18 +59,14 @@ def active_neurons(
 def _candidates(
     tables: HashTables, queries: Tensor, weight: Tensor, config: LSH, step: int
 ) -> list[Ids]:
-    batch = _core.SparseSoftmax(
+    unlabelled = torch.full((len(queries), 1), -1)
+    batch = sample_active(
+        dataclasses.replace(config, negatives=0),
         tables.current(weight),
         queries,
-        torch.full((len(queries), 1), -1),
+        unlabelled,
         len(weight),
-        config.active,
-        0,
-        config.seed,
         step,
-        torch.get_num_threads(),
-        sampling=config.sampling,
-        threshold=config.threshold,
         allow_unlabelled=True,
     )
     return [ids.astype(np.int64) for ids in batch.own]

@@ -16,7 +16,49 @@ from qcompile.config import LSH
 from qcompile.nn.row_sparse import late_rows, row_gradient
 from qcompile.runtime import _core
 
-__all__ = ["active_log_prob"]
+__all__ = ["active_log_prob", "sample_active"]
+
+
+def sample_active(
+    config: LSH,
+    tables: Any,
+    hidden: Tensor,
+    labels: Tensor,
+    neurons: int,
+    step: int,
+    *,
+    allow_unlabelled: bool = False,
+) -> Any:
+    """Choose the active neurons of a batch.
+
+    Args:
+        config: mode, how many neurons to activate and how they are chosen.
+        tables: a built ``_core.LshTables`` over the neurons, or None.
+        hidden: float32 [B, d], contiguous.
+        labels: int64 [B, T], contiguous, padded with -1.
+        neurons: N.
+        step: counts training steps; selects the random numbers.
+        allow_unlabelled: whether an example may have no label.
+
+    Returns:
+        A ``_core.SparseSoftmax``.
+    """
+    return _core.SparseSoftmax(
+        tables,
+        hidden,
+        labels,
+        neurons,
+        config.active,
+        config.negatives,
+        config.seed,
+        step,
+        torch.get_num_threads(),
+        mode=config.mode,
+        sampling=config.sampling,
+        threshold=config.threshold,
+        accumulation=config.accumulation,
+        allow_unlabelled=allow_unlabelled,
+    )
 
 
 class _ActiveLogProb(torch.autograd.Function):
@@ -92,21 +134,7 @@ def active_log_prob(
     Returns:
         float32 [B]. Row-sparse gradients are COO tensors with distinct, ascending rows.
     """
-    batch = _core.SparseSoftmax(
-        tables,
-        hidden.detach(),
-        labels,
-        weight.shape[0],
-        config.active,
-        config.negatives,
-        config.seed,
-        step,
-        torch.get_num_threads(),
-        mode=config.mode,
-        sampling=config.sampling,
-        threshold=config.threshold,
-        accumulation=config.accumulation,
-    )
+    batch = sample_active(config, tables, hidden.detach(), labels, weight.shape[0], step)
     if not torch.is_grad_enabled():
         row_updates = None
     result: Tensor = _ActiveLogProb.apply(hidden, weight, bias, batch, sparse_grad, row_updates)
