@@ -27,6 +27,7 @@ from qcompile.nn.active_softmax import sample_active
 from qcompile.nn.lsh import LSHLinear, LSHOutput
 from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.targets import check_hidden, label_matrix
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["ShardedLSHLinear"]
 
@@ -180,7 +181,7 @@ class ShardedLSHLinear(LSHLinear):
         output, loss = self._trained(rows, examples) if self.training else self._measured(examples)
         return LSHOutput(output.reshape(hidden.shape[:-1]), loss)
 
-    @torch.compiler.disable
+    @uncompiled
     def _trained(self, hidden: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         weight = self.weight.contiguous()
         step = self._begin_step(hidden)

@@ -18,6 +18,7 @@ from qcompile.nn.hashed import Hashed
 from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.row_sparse import RowSparse
 from qcompile.nn.targets import check_hidden, label_matrix
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["LSHLinear", "LSHOutput"]
 
@@ -153,7 +154,7 @@ class LSHLinear(Hashed, RowSparse):
         share = share / share.sum(dim=-1, keepdim=True)
         return (log_prob.gather(1, labels.clamp(min=0)) * share).sum(dim=-1)
 
-    @torch.compiler.disable
+    @uncompiled
     def _sampled(self, hidden: Tensor, labels: Tensor) -> Tensor:
         self._check_trainable(hidden)
         hidden = hidden.float().contiguous()

@@ -16,6 +16,7 @@ from qcompile.config import LSH
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn.active_neurons import active_neurons, check_active
 from qcompile.nn.hashed import Hashed
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["LSHConv2d"]
 
@@ -119,7 +120,7 @@ class LSHConv2d(Hashed, nn.Conv2d):
             return self._sampled(input[None])[0]
         return self._sampled(input)
 
-    @torch.compiler.disable
+    @uncompiled
     def _sampled(self, images: Tensor) -> Tensor:
         self._check_trainable(images, (torch.float32, torch.float64))
         images = self._padded(images.to(self.weight.dtype))

@@ -16,6 +16,7 @@ from qcompile.nn.mixed_linear import mixed_linear
 from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
 from qcompile.nn.targets import check_hidden
 from qcompile.runtime import _core
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["LSHHidden"]
 
@@ -117,7 +118,7 @@ class LSHHidden(Hashed, RowSparse):
         rows = hidden.reshape(-1, self.in_features)
         return self._sampled(rows).reshape(*hidden.shape[:-1], self.out_features)
 
-    @torch.compiler.disable
+    @uncompiled
     def _sampled(self, hidden: Tensor) -> Tensor:
         self._check_trainable(hidden)
         hidden = hidden.float().contiguous()

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
 from qcompile.runtime import _core
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["SparseLinear"]
 
@@ -116,7 +117,7 @@ class SparseLinear(RowSparse):
             raise DataError(f"SparseLinear: features: {error}; correct or drop the row.") from None
         return self._product(batch)
 
-    @torch.compiler.disable
+    @uncompiled
     def _product(self, batch: Any) -> Tensor:
         fused = self.training and torch.is_grad_enabled()
         updates = self.row_updates if fused else None

@@ -18,10 +18,21 @@ from qcompile.errors import ConfigurationError, DataError
 from qcompile.optim.pending import owe
 from qcompile.optim.row_updates import RowUpdates
 from qcompile.runtime.memory import huge_pages
+from qcompile.uncompiled import uncompiled
 
 __all__ = ["RowOptimizer"]
 
 _UNSUPPORTED = ("amsgrad", "maximize", "nesterov", "dampening", "capturable", "differentiable")
+
+
+def _light(method: Callable[..., Any]) -> Callable[..., Any]:
+    # torch keeps these from being compiled in a way that loads its compiler.
+    return uncompiled(getattr(method, "__wrapped__", method))
+
+
+_add_param_group = _light(Optimizer.add_param_group)
+_state_dict = _light(Optimizer.state_dict)
+_load_state_dict = _light(Optimizer.load_state_dict)
 
 
 class RowOptimizer(Optimizer):
@@ -29,6 +40,8 @@ class RowOptimizer(Optimizer):
 
     # Per parameter, a _core.RowAdam or RowSgd: the steps that each of its rows has followed.
     _late: dict[Tensor, Any] = MappingProxyType({})  # type: ignore[assignment]
+
+    zero_grad = _light(Optimizer.zero_grad)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._late = {}
@@ -67,7 +80,7 @@ class RowOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own if wanted."""
         self._check_options(param_group)
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         self._check_group(self.param_groups[-1])
 
     @torch.no_grad()
@@ -161,7 +174,7 @@ class RowOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state after all rows have caught up; see ``torch.optim.Optimizer``."""
         self.flush()
-        return super().state_dict()
+        return _state_dict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replace the state, by one of this class or of its namesake in ``torch.optim``.
@@ -172,7 +185,7 @@ class RowOptimizer(Optimizer):
         for group in state_dict["param_groups"]:
             self._check_options(group)
         self._late.clear()
-        super().load_state_dict(state_dict)
+        _load_state_dict(self, state_dict)
         self._restore_residuals(state_dict)
 
     def __del__(self) -> None:
