@@ -1,0 +1,1 @@
+"""Heads, indexes and measurements of the serving benchmark."""
