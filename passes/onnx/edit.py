@@ -16,20 +16,35 @@ def insert_before(
     attributes: Sequence[ir.Attr] = (),
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Insert a standard node before ``anchor`` and return its first output."""
-    node = ir.Node("", op_type, inputs, attributes)
+    """Insert a standard node before ``anchor`` and return its output."""
+    (output,) = insert_outputs_before(graph, anchor, op_type, inputs, attributes, (dtype,))
+    return output
+
+
+def insert_outputs_before(
+    graph: ir.Graph,
+    anchor: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Sequence[ir.Attr] = (),
+    dtypes: Sequence[ir.DataType | None] = (None,),
+) -> Sequence[ir.Value]:
+    """Insert a standard node before ``anchor`` and return its outputs, one for each type."""
+    node = ir.Node("", op_type, inputs, attributes, num_outputs=len(dtypes))
     node.name = free_name(graph, f"{anchor.name or anchor.outputs[0].name}.{op_type}")
-    node.outputs[0].name = free_name(graph, f"{node.name}.output")
-    if dtype is not None:
-        node.outputs[0].type = ir.TensorType(dtype)
+    for number, (output, dtype) in enumerate(zip(node.outputs, dtypes, strict=True)):
+        output.name = free_name(graph, f"{node.name}.output{number or ''}")
+        if dtype is not None:
+            output.type = ir.TensorType(dtype)
     graph.insert_before(anchor, node)
-    return node.outputs[0]
+    return node.outputs
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Add a constant to the graph under ``name``, or under a name like it that is free."""
     name = free_name(graph, name)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # ascontiguousarray alone would turn a number into a vector.
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     value = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),
@@ -69,6 +84,22 @@ def prune(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
                 pending.append(producer)
             elif value.is_initializer() and not _is_needed(value):
                 graph.initializers.pop(str(value.name))
+
+
+def cancel_transposes(graph: ir.Graph, value: ir.Value) -> None:
+    """Leave out two Transposes in a row that undo each other, where ``value`` is between them."""
+    first = value.producer()
+    if first is None or first.op_type != "Transpose" or value.is_graph_output():
+        return
+    order = list(first.attributes["perm"].value)
+    for second, _ in list(value.uses()):
+        if second.op_type != "Transpose" or "perm" not in second.attributes:
+            continue
+        both = [order[place] for place in second.attributes["perm"].value]
+        source = first.inputs[0]
+        if both == sorted(both) and source is not None and source.producer() is not None:
+            substitute(second.outputs[0], source)
+    prune(graph, [first, *(second for second, _ in value.uses())])
 
 
 def free_name(graph: ir.Graph, name: str) -> str:

@@ -6,9 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.edit import free_name, initializer, insert_before
+from qcompile.passes.onnx.edit import (
+    free_name,
+    initializer,
+    insert_before,
+    insert_outputs_before,
+)
 from qcompile.passes.onnx.functions import function_for
-from qcompile.passes.onnx.linear import LinearLayer
+from qcompile.passes.onnx.layer import LinearLayer
 
 
 def emit(
@@ -16,7 +21,8 @@ def emit(
 ) -> list[ir.Value]:
     """Insert ``operator`` before the nodes of ``layer`` and return its outputs.
 
-    The first output has the float type of ``layer.dtype_out``; nothing reads the outputs yet.
+    The first output has the type of the layer's scores, and both have their axes; nothing reads the
+    outputs yet.
     """
     graph, anchor = model.graph, layer.product
     inputs = _inputs(graph, anchor, layer, operator)
@@ -35,10 +41,14 @@ def emit(
     function = function_for(operator, model.opset_imports[""], k)
     model.functions[function.identifier()] = function
     model.opset_imports[ops.DOMAIN] = ops.VERSION
-    outputs = list(node.outputs)
+    scores, *rest = node.outputs
     if layer.dtype_out != ir.DataType.FLOAT:
-        outputs[0] = _cast(graph, anchor, outputs[0], layer.dtype_out)
-    return outputs
+        scores = _cast(graph, anchor, scores, layer.dtype_out)
+    if layer.requantized is not None:
+        numbers = [_value(graph, layer, number) for number in layer.requantized]
+        integer = ir.tensor(layer.requantized[1]).dtype
+        scores = insert_before(graph, anchor, "QuantizeLinear", [scores, *numbers], dtype=integer)
+    return [_move_axis(graph, anchor, layer, value, -1, layer.axis) for value in (scores, *rest)]
 
 
 def pack_rows(weight: np.ndarray):
@@ -70,14 +80,44 @@ def _inputs(
 
 def _hidden(graph: ir.Graph, anchor: ir.Node, layer: LinearLayer) -> ir.Value:
     hidden = layer.hidden
-    if layer.quantized is not None:
-        hidden = insert_before(graph, anchor, "DequantizeLinear", [hidden, *layer.quantized])
+    quantized = layer.quantized
+    if layer.rounded:
+        kinds = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
+        hidden, *scales = insert_outputs_before(
+            graph, anchor, "DynamicQuantizeLinear", [hidden], (), kinds
+        )
+        quantized = (scales[0], scales[1])
+    if quantized is not None:
+        numbers = [_value(graph, layer, number) for number in quantized]
+        hidden = insert_before(
+            graph, anchor, "DequantizeLinear", [hidden, *numbers], dtype=ir.DataType.FLOAT
+        )
     if layer.transposed:
         turn = [ir.AttrInt64s("perm", [1, 0])]
         hidden = insert_before(graph, anchor, "Transpose", [hidden], turn)
+    hidden = _move_axis(graph, anchor, layer, hidden, layer.axis, -1)
     if layer.dtype != ir.DataType.FLOAT:
         hidden = _cast(graph, anchor, hidden, ir.DataType.FLOAT)
     return hidden
+
+
+def _move_axis(
+    graph: ir.Graph, anchor: ir.Node, layer: LinearLayer, value: ir.Value, start: int, end: int
+) -> ir.Value:
+    """Move one axis of a value of the layer's rank; both places are counted from the end."""
+    if start == end or layer.rank is None:
+        return value
+    order = list(range(layer.rank))
+    order.insert(layer.rank + end, order.pop(start))
+    turn = [ir.AttrInt64s("perm", order)]
+    return insert_before(graph, anchor, "Transpose", [value], turn, value.dtype)
+
+
+def _value(graph: ir.Graph, layer: LinearLayer, number: ir.Value | np.ndarray) -> ir.Value:
+    if isinstance(number, ir.Value):
+        return number
+    kind = "scale" if np.issubdtype(number.dtype, np.floating) else "zero_point"
+    return initializer(graph, f"{layer.name}.{kind}", number)
 
 
 def _cast(graph: ir.Graph, anchor: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:

@@ -25,16 +25,14 @@ from qcompile.errors import PassError
 from qcompile.passes.base import Pass, PassResult
 from qcompile.passes.onnx import linear
 from qcompile.passes.onnx.constants import NoMatch
+from qcompile.passes.onnx.layer import LinearLayer
 from qcompile.passes.onnx.replace import Head, replace
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.passes.onnx.tail import Tail, tails
 from qcompile.report import Entry, Report
 
 MIN_OPSET = 9
-_UNREAD = (
-    *("QLinearMatMul", "Einsum", "MatMulNBits", "MatMulBnb4", "QGemm", "FusedGemm"),
-    *("FusedMatMul", "GemmFastGelu", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
-)
+_UNREAD = ("MatMulBnb4", "FusedGemm", "GemmFastGelu", "QLinearConv", "ConvInteger")
 """Operators that may be an output layer, but whose weights this pass does not read."""
 
 
@@ -47,7 +45,7 @@ class Candidate:
         tails: its ways to the outputs; several where its scores are used more than once.
     """
 
-    layer: linear.LinearLayer
+    layer: LinearLayer
     tails: list[Tail]
 
 
@@ -55,7 +53,7 @@ class OutputLayer(Pass[ir.Model]):
     """Replace output layers of many outputs by fused operators of domain ``qcompile``.
 
     Args:
-        top_k: hand out the ``top_k`` best (scores, ids) in place of all scores of one layer.
+        top_k: hand out the ``top_k`` best (scores, ids) in place of all scores of a layer.
         min_outputs: smallest layer that counts as huge.
         where: glob over the names of the layer's node, weight or scores; what it names is
             replaced whatever its size, and nothing else.
@@ -95,7 +93,7 @@ class OutputLayer(Pass[ir.Model]):
         """Replace every output layer that qualifies.
 
         Raises:
-            PassError: ``top_k`` is asked of several layers, or is more than a layer's outputs.
+            PassError: ``top_k`` is more than a layer's outputs.
         """
         report, shapes = Report(), Shapes(model)
         candidates = self._candidates(model, shapes, report)
@@ -104,7 +102,8 @@ class OutputLayer(Pass[ir.Model]):
         for candidate in candidates:
             layer = candidate.layer
             try:
-                head = replace(model, layer, candidate.tails, shapes, self.top_k)
+                alone = len(candidates) == 1
+                head = replace(model, layer, candidate.tails, shapes, self.top_k, alone)
             except NoMatch as reason:
                 report.entries.append(self._skip(layer.product, str(reason)))
                 continue
@@ -123,7 +122,7 @@ class OutputLayer(Pass[ir.Model]):
                 report.entries.append(self._skip(node, f"already {node.op_type} of {ops.DOMAIN}"))
             elif node.op_type in _UNREAD:
                 report.entries.append(self._skip(node, "this operator's weights are not read"))
-            elif node.op_type in linear.PRODUCTS and node.domain in ("", "ai.onnx"):
+            elif linear.spelling(node) is not None and self._is_worth_a_word(node):
                 try:
                     found.append(self._candidate(node, model, shapes))
                 except NoMatch as reason:
@@ -133,17 +132,28 @@ class OutputLayer(Pass[ir.Model]):
             report.notes.append(f"local functions were not searched: {names}")
         return found
 
+    def _is_worth_a_word(self, node: ir.Node) -> bool:
+        """Leave the many convolutions of a network unmentioned that are too small anyway."""
+        if node.op_type != "Conv" or self.where is not None:
+            return True
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        channels = weight.shape[0] if weight is not None and weight.shape else None
+        return not isinstance(channels, int) or channels >= self.min_outputs
+
     def _candidate(self, node: ir.Node, model: ir.Model, shapes: Shapes) -> Candidate:
         if node.graph is not model.graph:
             raise NoMatch("it is inside a sub-graph; only the main graph is rewritten")
-        rows = linear.constant_rows(node)
-        outputs = len(rows)
-        if self.where is None and outputs < self.min_outputs and not self._wanted(rows):
+        matcher = linear.spelling(node)
+        if matcher is None:
+            raise NoMatch("it is no linear layer")
+        layer = matcher(node, shapes)
+        outputs = len(layer.weight)
+        if self.where is None and outputs < self.min_outputs and not self._wanted(layer.weight):
             raise NoMatch(f"{outputs} outputs, fewer than {self.min_outputs}")
-        layer = linear.match(node, shapes)
+        linear.absorb(layer, shapes)
         if self.where is not None and not _answers(layer, self.where):
             raise NoMatch(f"its names do not match {self.where!r}")
-        ways = tails(layer.scores, outputs, shapes, model.opset_imports[""])
+        ways = tails(layer.scores, outputs, layer.axis, shapes, model.opset_imports[""])
         linear.settle(layer)
         return Candidate(layer, ways)
 
@@ -153,12 +163,6 @@ class OutputLayer(Pass[ir.Model]):
     def _check_top_k(self, candidates: list[Candidate]) -> None:
         if self.top_k is None:
             return
-        if len(candidates) > 1:
-            names = ", ".join(repr(candidate.layer.name) for candidate in candidates)
-            raise PassError(
-                f"top_k: {len(candidates)} layers are huge ({names}); name one of them by its "
-                "node or weight."
-            )
         for candidate in candidates:
             outputs = candidate.layer.weight.shape[0]
             if not 1 <= self.top_k <= outputs:
@@ -172,7 +176,7 @@ class OutputLayer(Pass[ir.Model]):
         return Entry(self.name, name, node.op_type, "skipped", reason)
 
 
-def _answers(layer: linear.LinearLayer, where: str) -> bool:
+def _answers(layer: LinearLayer, where: str) -> bool:
     names = [node.name or "" for node in layer.nodes]
     names += [layer.weight_name, layer.scores.name or ""]
     return where in names or any(fnmatchcase(name, where) for name in names)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.constants import NoMatch, attribute, describe, present
-from qcompile.passes.onnx.edit import prune, substitute
+from qcompile.passes.onnx.constants import NoMatch, attribute, constant, describe, present
+from qcompile.passes.onnx.edit import cancel_transposes, prune, substitute
 from qcompile.passes.onnx.emit import emit
-from qcompile.passes.onnx.linear import LinearLayer
+from qcompile.passes.onnx.layer import LinearLayer
+from qcompile.passes.onnx.roles import chosen
 from qcompile.passes.onnx.shapes import Shapes
-from qcompile.passes.onnx.tail import Tail, chosen
+from qcompile.passes.onnx.tail import Tail
 from qcompile.passes.onnx.top_k import append_top_k, fuse_top_k, hand_out
 
 _ONE_K_UP_TO = 11
@@ -33,6 +35,10 @@ class Head:
         depth: number of hidden activations, d.
         results_before: names of the values in which the layer's part of the graph ended.
         results_after: the same, after.
+        axis: counted from the end, the axis of the classes in the scores.
+        axis_after: the same in the results.
+        step: the largest step by which the scores are rounded on their way, 0 without.
+        inexact: relative error of the layer before, where it computes in integers by itself.
     """
 
     name: str
@@ -44,15 +50,34 @@ class Head:
     depth: int
     results_before: list[str]
     results_after: list[str]
+    axis: int = -1
+    axis_after: int = -1
+    step: float = 0.0
+    inexact: float = 0.0
 
 
 def replace(
-    model: ir.Model, layer: LinearLayer, tails: list[Tail], shapes: Shapes, top_k: int | None
+    model: ir.Model,
+    layer: LinearLayer,
+    tails: list[Tail],
+    shapes: Shapes,
+    top_k: int | None,
+    alone: bool = True,
 ) -> Head:
     """Rewrite one layer of ``model``.
 
+    Args:
+        model: the model.
+        layer: the layer.
+        tails: its ways to the outputs.
+        shapes: inferred shapes.
+        top_k: hand out the best in place of all scores.
+        alone: whether no other layer is asked for the best; then the new outputs are called
+            ``scores`` and ``ids``, else the name of the output precedes that.
+
     Raises:
-        NoMatch: ``top_k`` is asked and no single graph output holds the scores; nothing changed.
+        NoMatch: the layer is better left alone, or ``top_k`` is asked and no single graph output
+            holds the scores; nothing changed.
     """
     tail = tails[0] if len(tails) == 1 and tails[0].exclusive else None
     place = None if top_k is None else _output_for_top_k(tails, model.graph)
@@ -62,44 +87,84 @@ def replace(
         name=layer.name,
         kind="+".join(node.op_type for node in doomed),
         became="",
-        reads=[str(value.name) for value in (layer.hidden, *(layer.quantized or ()))],
+        reads=_reads(layer),
         scores=str(layer.scores.name),
         outputs=layer.weight.shape[0],
         depth=layer.weight.shape[1],
         results_before=before,
         results_after=before,
+        axis=layer.axis,
+        axis_after=tails[0].axis,
+        step=layer.step + max(_rounding(way) for way in tails),
+        inexact=layer.inexact,
     )
     k = top_k or (chosen(tail.choice) if tail and tail.choice else None)
     best = None
     if tail and k is not None and _can_fuse_top_k(model, tail, k, shapes):
         best = fuse_top_k(model, layer, tail, k, shapes)
         head.became = ops.LINEAR_TOP_K.name
+    elif tail and (softmax := _softmax_of_the_scores(tail)):
+        _fuse_softmax(model, layer, tail, softmax)
+        head.became = ops.LINEAR_SOFTMAX.name
+    elif layer.axis != -1:
+        raise NoMatch(
+            f"all its scores are needed, which {describe(layer.product)} computes as fast in the "
+            "place where they belong; only the best of them (top_k) would be faster"
+        )
     else:
-        head.became = _all_scores(model, layer, tail)
+        substitute(layer.scores, emit(model, layer, ops.LINEAR)[0])
+        head.became = ops.LINEAR.name
     if place is not None and top_k is not None:
+        output = model.graph.outputs[place]
         if best is None:
-            best = append_top_k(model, model.graph.outputs[place], top_k)
+            best = append_top_k(model, output, top_k, head.axis_after)
             head.became += "+TopK"
-        head.results_after = hand_out(model.graph, place, *best, top_k)
+        prefix = "" if alone else f"{output.name}_"
+        head.results_after = hand_out(model.graph, place, *best, top_k, head.axis_after, prefix)
     prune(model.graph, doomed)
     return head
 
 
-def _all_scores(model: ir.Model, layer: LinearLayer, tail: Tail | None) -> str:
-    """Replace the layer by an operator that hands out every score or probability."""
-    softmax = tail.distribution if tail else None
-    place = tail.nodes.index(softmax) if tail and softmax else 0
-    before, roles = (tail.nodes[:place], tail.roles[:place]) if tail else ([], [])
-    if softmax is None or softmax.op_type != "Softmax" or any(role != "same" for role in roles):
-        substitute(layer.scores, emit(model, layer, ops.LINEAR)[0])
-        return ops.LINEAR.name
+def _reads(layer: LinearLayer) -> list[str]:
+    """Return the names of what the layer reads; constants are part of it."""
+    values = [layer.hidden, *(layer.quantized or ())]
+    return [
+        str(value.name)
+        for value in values
+        if isinstance(value, ir.Value) and not value.is_initializer()
+    ]
+
+
+def _rounding(tail: Tail) -> float:
+    """Return the sum of the steps by which a way rounds the scores."""
+    scales = [
+        float(np.abs(constant(node.inputs[1])).max())
+        for node in tail.nodes
+        if node.op_type == "QuantizeLinear"
+    ]
+    return sum(scales)
+
+
+def _softmax_of_the_scores(tail: Tail) -> ir.Node | None:
+    """Return the Softmax on the way that nothing but moves and casts precede."""
+    softmax = tail.distribution
+    if softmax is None or softmax.op_type != "Softmax":
+        return None
+    same = all(role == "same" for role in tail.roles[: tail.nodes.index(softmax)])
+    return softmax if same else None
+
+
+def _fuse_softmax(model: ir.Model, layer: LinearLayer, tail: Tail, softmax: ir.Node) -> None:
+    """Replace the layer and the softmax behind it by one operator."""
+    before = tail.nodes[: tail.nodes.index(softmax)]
     casts = [node for node in before if node.op_type == "Cast"]
     if casts:
         layer.dtype_out = ir.DataType(attribute(casts[-1], "to", None))
-    substitute(layer.scores, emit(model, layer, ops.LINEAR_SOFTMAX)[0])
+    probabilities = emit(model, layer, ops.LINEAR_SOFTMAX)[0]
+    substitute(layer.scores, probabilities)
     for node in [*casts, softmax]:
         substitute(node.outputs[0], present(node.inputs[0]))
-    return ops.LINEAR_SOFTMAX.name
+    cancel_transposes(model.graph, probabilities)
 
 
 def _output_for_top_k(tails: list[Tail], graph: ir.Graph) -> int:

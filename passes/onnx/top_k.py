@@ -6,15 +6,15 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.constants import attribute, present
-from qcompile.passes.onnx.edit import free_name, initializer, insert_before, substitute
+from qcompile.passes.onnx.constants import attribute, constant, present
+from qcompile.passes.onnx.edit import free_name, initializer, insert_before, prune, substitute
 from qcompile.passes.onnx.emit import emit
-from qcompile.passes.onnx.linear import LinearLayer
+from qcompile.passes.onnx.layer import LinearLayer
+from qcompile.passes.onnx.roles import MOVES
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.passes.onnx.tail import Tail
 
-_LAYOUT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather")
-_ELEMENTWISE = ("Cast", "Sigmoid", "Tanh", "Exp", "Log")
+_ELEMENTWISE = ("Cast", "Sigmoid", "Tanh", "Exp", "Log", "QuantizeLinear", "DequantizeLinear")
 
 
 def fuse_top_k(
@@ -27,30 +27,34 @@ def fuse_top_k(
     """
     opset = model.opset_imports[""]
     scores, ids = emit(model, layer, ops.LINEAR_TOP_K, k)
-    for node in tail.nodes:
-        if node.op_type in _LAYOUT:
-            scores = _repeat(model.graph, node, scores, k, opset)
-            ids = _repeat(model.graph, node, ids, k, opset)
+    for node, axis in zip(tail.nodes, tail.axes, strict=True):
+        if node.op_type in MOVES:
+            scores = _repeat(model.graph, node, scores, axis, k, opset)
+            ids = _repeat(model.graph, node, ids, axis, k, opset)
         elif node.op_type in _ELEMENTWISE:
-            scores = _repeat(model.graph, node, scores, k, opset)
+            scores = _repeat(model.graph, node, scores, axis, k, opset)
     choice = tail.choice
     if choice is None:
         return scores, ids
     if choice.op_type == "ArgMax":
         if not attribute(choice, "keepdims", 1):
-            ids = _drop_last_axis(model.graph, choice, ids, opset, shapes)
+            ids = _drop_axis(model.graph, choice, ids, tail.axis, opset, shapes)
         substitute(choice.outputs[0], ids)
     else:
         substitute(choice.outputs[0], scores)
         if len(choice.outputs) > 1:
             substitute(choice.outputs[1], ids)
+    makers = [value.producer() for value in (scores, ids)]
+    prune(model.graph, [maker for maker in makers if maker is not None])
     return scores, ids
 
 
-def append_top_k(model: ir.Model, output: ir.Value, k: int) -> tuple[ir.Value, ir.Value]:
-    """Take the ``k`` best of a graph output with a standard TopK over its last axis."""
+def append_top_k(
+    model: ir.Model, output: ir.Value, k: int, axis: int = -1
+) -> tuple[ir.Value, ir.Value]:
+    """Take the ``k`` best of a graph output with a standard TopK over one axis."""
     graph = model.graph
-    inputs, attributes = [output], []
+    inputs, attributes = [output], [ir.AttrInt64("axis", axis)]
     if model.opset_imports[""] < 10:
         attributes.append(ir.AttrInt64("k", k))
     else:
@@ -63,16 +67,36 @@ def append_top_k(model: ir.Model, output: ir.Value, k: int) -> tuple[ir.Value, i
     return node.outputs[0], node.outputs[1]
 
 
-def hand_out(graph: ir.Graph, place: int, scores: ir.Value, ids: ir.Value, k: int) -> list[str]:
-    """Replace one graph output by two, called ``scores`` and ``ids`` where those are free."""
+def hand_out(
+    graph: ir.Graph,
+    place: int,
+    scores: ir.Value,
+    ids: ir.Value,
+    k: int,
+    axis: int = -1,
+    prefix: str = "",
+) -> list[str]:
+    """Replace one graph output by two, called ``scores`` and ``ids`` where those are free.
+
+    Args:
+        graph: the graph.
+        place: which output.
+        scores: the k best.
+        ids: their ids.
+        k: how many.
+        axis: the axis of the classes in the output, counted from the end; k long from now on.
+        prefix: what precedes the new names.
+    """
     output = graph.outputs[place]
-    dimensions = None if output.shape is None else [*output.shape[:-1], k]
+    dimensions = None if output.shape is None else list(output.shape)
+    if dimensions is not None:
+        dimensions[axis] = k
     for value, dtype in ((scores, output.dtype or ir.DataType.FLOAT), (ids, ir.DataType.INT64)):
         value.type = ir.TensorType(dtype)
         value.shape = None if dimensions is None else ir.Shape(dimensions)
     graph.outputs[place : place + 1] = [scores, ids]
     for value, name in ((scores, "scores"), (ids, "ids")):
-        _give_name(graph, value, name, f"{output.name}_{name}")
+        _give_name(graph, value, f"{prefix}{name}", f"{output.name}_{name}")
     return [str(scores.name), str(ids.name)]
 
 
@@ -87,13 +111,27 @@ def _give_name(graph: ir.Graph, value: ir.Value, name: str, second_choice: str) 
     value.name = name
 
 
-def _repeat(graph: ir.Graph, node: ir.Node, value: ir.Value, k: int, opset: int) -> ir.Value:
-    """Apply a copy of ``node``, with k in place of the number of classes, to ``value``."""
+def _repeat(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, axis: int, k: int, opset: int
+) -> ir.Value:
+    """Apply a copy of ``node``, with k in place of the number of classes, to ``value``.
+
+    ``axis`` is that of the classes in what ``node`` hands out, counted from the end.
+    """
     inputs = [value, *node.inputs[1:]]
-    if node.op_type == "Reshape":
+    if node.op_type == "Reshape" and axis == -1:
         inputs[1] = _with_last(graph, node, present(inputs[1]), k, opset)
+    elif node.op_type == "Reshape":
+        target = constant(inputs[1]).copy()
+        if target[axis] != 0:  # 0 copies
+            target[axis] = k
+        inputs[1] = initializer(graph, f"{node.name}.shape", target)
     attributes = list(node.attributes.values())
     dtype = attribute(node, "to", value.dtype) if node.op_type == "Cast" else value.dtype
+    if node.op_type == "DequantizeLinear":
+        dtype = present(node.inputs[1]).dtype
+    elif node.op_type == "QuantizeLinear":
+        dtype = node.outputs[0].dtype
     return insert_before(
         graph, node, node.op_type, inputs, attributes, dtype and ir.DataType(dtype)
     )
@@ -114,12 +152,12 @@ def _with_last(graph: ir.Graph, node: ir.Node, shape: ir.Value, k: int, opset: i
     return insert_before(graph, node, "Concat", [leading, last], [ir.AttrInt64("axis", 0)])
 
 
-def _drop_last_axis(
-    graph: ir.Graph, choice: ir.Node, ids: ir.Value, opset: int, shapes: Shapes
+def _drop_axis(
+    graph: ir.Graph, choice: ir.Node, ids: ir.Value, axis: int, opset: int, shapes: Shapes
 ) -> ir.Value:
     if opset >= 13:
-        axes = initializer(graph, f"{choice.name}.axes", np.asarray([-1], np.int64))
+        axes = initializer(graph, f"{choice.name}.axes", np.asarray([axis], np.int64))
         return insert_before(graph, choice, "Squeeze", [ids, axes], dtype=ids.dtype)
     rank = shapes.rank(present(choice.inputs[0]))
-    attributes = [ir.AttrInt64s("axes", [-1 if rank is None else rank - 1])]
+    attributes = [ir.AttrInt64s("axes", [axis if rank is None else rank + axis])]
     return insert_before(graph, choice, "Squeeze", [ids], attributes, dtype=ids.dtype)

@@ -160,7 +160,7 @@ def _nothing(report: Report, min_outputs: int, where: str | None) -> str:
         most = max(int(entry.reason.split()[0]) for entry in report.skipped)
         parts = [f"the largest has {most} outputs; lower min_outputs (--min-outputs)"]
     parts += report.notes
-    why = "; ".join(parts) or "it has no Gemm or MatMul"
+    why = "; ".join(parts) or "it has no linear layer"
     return f"no output layer of {min_outputs} outputs or more was found. {why}."
 
 
@@ -197,19 +197,27 @@ def expectations(
     found: dict[str, Expectation] = {}
     for head in heads:
         soft = head.became.startswith("LinearSoftmax")
+        own: dict[str, Any] = {
+            "probabilities": soft,
+            "axis": head.axis_after,
+            "ids_axis": head.axis_after,
+            "step": head.step,
+            "inexact": head.inexact,
+        }
         if top_k is not None:
             scores, ids = head.results_after
             before = head.results_before[0]
-            found[before] = Expectation(scores, answers[before], "best", ids, soft)
+            found[before] = Expectation(scores, answers[before], "best", ids, **own)
             continue
         for name in head.results_before:
             if name not in answers:
                 continue
             answer = answers[name]
             if head.scores in exposed and answer.dtype == np.int64:
-                found[name] = Expectation(name, exposed[head.scores], "ids", answer)
+                own |= {"probabilities": False, "axis": head.axis}
+                found[name] = Expectation(name, exposed[head.scores], "ids", answer, **own)
             else:
-                found[name] = Expectation(name, answer, probabilities=soft)
+                found[name] = Expectation(name, answer, **own)
     return [found.get(name) or Expectation(name, answer) for name, answer in answers.items()]
 
 

@@ -5,7 +5,8 @@ moves by at most d · 2⁻²⁴ times the sum of the products' magnitudes, and b
 1e-4 of the largest score leaves room for d in the thousands and catches any wrong weight, bias or
 row. A probability is e to such a score, so what is an absolute error of the score is a relative one
 of it; rows that are beyond all doubt improbable keep an int8 score, hence a small absolute part.
-Of equal scores either id is right: an id is judged by the score that the source gives it.
+Of equal scores either id is right: an id is judged by the score that the source gives it. Where the
+model itself rounds its scores to integers, a score between two steps may go to either.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Expectation:
             holds the k best of ``values``, ``ids`` their ids).
         ids: for ``ids`` the source's ids; for ``best`` the name of the output of ids.
         probabilities: whether the values come from a fused softmax.
+        axis: counted from the end, the axis of the classes; of ``values`` where ids are judged.
+        ids_axis: the same in the ids, where ids are judged.
+        step: the step by which the model rounds its scores, 0 without.
+        inexact: relative error that the source makes by itself.
     """
 
     output: str
@@ -68,6 +73,10 @@ class Expectation:
     kind: Literal["values", "ids", "best"] = "values"
     ids: Any = None
     probabilities: bool = False
+    axis: int = -1
+    ids_axis: int = -1
+    step: float = 0.0
+    inexact: float = 0.0
 
 
 def compare(
@@ -103,13 +112,21 @@ def _pairs(
     """Return which arrays have to agree."""
     answer = answers[expectation.output]
     if expectation.kind == "ids":
-        rows = _rows(expectation.values, expectation.ids, answer)
+        scores = np.moveaxis(np.asarray(expectation.values), expectation.axis, -1)
+        rows = _rows(
+            scores,
+            _moved(expectation.ids, expectation.ids_axis, scores),
+            _moved(answer, expectation.ids_axis, scores),
+        )
         if rows is None:
             return [(expectation.ids, answer)]
         scores, expected, ids = rows
         return [(np.take_along_axis(scores, expected, -1), np.take_along_axis(scores, ids, -1))]
     if expectation.kind == "best":
-        scores, ids = np.asarray(expectation.values), answers[expectation.ids]
+        scores, answer, ids = (
+            np.moveaxis(np.asarray(array), expectation.axis, -1)
+            for array in (expectation.values, answer, answers[expectation.ids])
+        )
         if ids.size and not (ids.min() >= 0 and ids.max() < scores.shape[-1]):
             raise ExportError(f"verification ({variant}): an id is outside 0 … {scores.shape[-1]}.")
         k = answer.shape[-1]
@@ -121,6 +138,11 @@ def _pairs(
     if expectation.values == answer:
         return []
     raise ExportError(f"verification ({variant}): output {expectation.output!r} differs.")
+
+
+def _moved(ids: np.ndarray, axis: int, scores: np.ndarray) -> np.ndarray:
+    """Put the axis of the chosen last, unless the choice dropped it."""
+    return np.moveaxis(ids, axis, -1) if ids.ndim == scores.ndim else ids
 
 
 def _rows(scores: np.ndarray, expected: np.ndarray, ids: np.ndarray):
@@ -144,20 +166,24 @@ def _judge(
             f"expected {expected.dtype}{list(expected.shape)}."
         )
     if not np.issubdtype(expected.dtype, np.floating):
+        if expectation.step:
+            apart = np.abs(expected.astype(np.int64) - answer.astype(np.int64))
+            return Difference(variant, name, float(apart.max(initial=0)), 1.0)
         return Difference(variant, name, float(np.count_nonzero(expected != answer)), 0.0)
     if expected.size and not np.isfinite(expected).any():
         raise ExportError(
             f"verification: output {name!r} of the source holds no finite number on these inputs; "
             "give real inputs (--inputs FILE.npz)."
         )
-    share = HALF if expected.dtype == np.float16 else SCORES
+    share = max(HALF if expected.dtype == np.float16 else SCORES, expectation.inexact)
     gap = _gap(expected.astype(np.float64), answer.astype(np.float64))
     magnitude = np.abs(np.where(np.isfinite(expected), expected, 0).astype(np.float64))
     if expectation.probabilities:
         relative, absolute = PROBABILITIES
         allowed = np.maximum(relative, share) * magnitude + absolute
     else:
-        allowed = np.full_like(gap, share * magnitude.max(initial=0.0))
+        # A score on the border between two steps may be rounded to either.
+        allowed = np.full_like(gap, share * magnitude.max(initial=0.0) + 1.01 * expectation.step)
     if not gap.size:
         return Difference(variant, name, 0.0, 0.0)
     excess = gap - allowed
