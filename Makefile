@@ -48,10 +48,15 @@ versions: $(VENV)/test.stamp
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# PECOS names releases of NumPy and torch that it does without.
-$(VENV)/bench.stamp: $(VENV)/test.stamp
+$(VENV)/bench.stamp: $(VENV)/test.stamp $(VENV)/pecos.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m pip install --quiet --no-deps libpecos
+	touch $@
+
+# PECOS needs releases of NumPy and SciPy that nothing else here runs with, and an environment for them.
+$(VENV)/pecos.stamp: export PIP_CONSTRAINT :=
+$(VENV)/pecos.stamp: $(VENV)/bin/python benchmarks/extreme/pecos.txt
+	$(PYTHON) -m venv $(VENV)/pecos
+	$(VENV)/pecos/bin/python -m pip install --quiet --no-deps --requirement benchmarks/extreme/pecos.txt
 	touch $@
 
 $(VENV)/demo.stamp: EXTRA = data

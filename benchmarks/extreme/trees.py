@@ -1,17 +1,14 @@
-"""Omikuji and PECOS, which learn trees of linear classifiers, in a process of their own.
+"""Omikuji and PECOS, which learn trees of linear classifiers, each in a process of its own.
 
-Called as ``python -m extreme.trees '{"problem": …, "kind": "omikuji" | "pecos"}'``; prints one line
-of JSON.
+Here their files are written and their answers scored, outside the time and memory that count.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,85 +19,66 @@ from extreme.problems import load
 from qcompile.data.metrics import precision_at_k
 from qcompile.data.sparse_dataset import SparseDataset
 
-__all__ = ["run"]
+__all__ = ["LEARNERS", "LearnerError", "learn"]
 
 _QUERIES = 2_000
+_HERE = Path(__file__).parent
+_PECOS = Path(sys.prefix) / "pecos" / "bin" / "python"  # made by `make bench`
+LEARNERS = {
+    "omikuji": (Path(sys.executable), _HERE / "learn_omikuji.py"),
+    "pecos": (_PECOS, _HERE / "learn_pecos.py"),
+}
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Train on a problem and score its test rows."""
-    _, train, test = load(request["problem"])
+class LearnerError(Exception):
+    """A learner is not installed, failed or took too long."""
+
+
+def learn(problem: str, kind: str, limit: float) -> dict[str, Any]:
+    """Train on a problem and score its first 2,000 test rows.
+
+    Args:
+        problem: see ``extreme.problems``.
+        kind: one of ``LEARNERS``.
+        limit: seconds after which training or prediction is stopped.
+
+    Raises:
+        LearnerError: the learner is not installed, failed or took longer than ``limit``.
+    """
+    python, script = LEARNERS[kind]
+    if not python.exists():
+        raise LearnerError(f"there is no {python}; run make bench")
+    _, train, test = load(problem)
     test = test.subset(test.labelled_rows[:_QUERIES])
-    learn = {"omikuji": _omikuji, "pecos": _pecos}[request["kind"]]
-    seconds, answers = learn(train, test)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write(folder, train, test)
+        command = [str(python), str(script), name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise LearnerError(f"stopped after {limit:g} s") from None
+        if done.returncode:
+            last = done.stderr.strip().rsplit("\n", 1)[-1][-300:]
+            raise LearnerError(f"exit status {done.returncode}: {last}")
+        answers = np.load(folder / "answers.npy")
     labels = test.batch(np.arange(len(test))).labels
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "seconds": seconds,
+        **json.loads(done.stdout.splitlines()[-1]),
         "p1": precision_at_k(answers, labels, 1),
         "p5": precision_at_k(answers, labels, 5),
-        "peak_mb": peak * 1024 / 1e6,
     }
 
 
-def _omikuji(train: SparseDataset, test: SparseDataset) -> tuple[float, np.ndarray]:
-    import omikuji
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.txt"
-        _write_xmc(path, train)
-        settings = omikuji.Model.default_hyper_param()
-        settings.n_trees = 1
-        start = time.perf_counter()
-        model = omikuji.Model.train_on_data(str(path), settings, 2)
-        seconds = time.perf_counter() - start
-    answers = np.full((len(test), 5), -2, np.int64)
-    for row in range(len(test)):
-        one = test.batch([row]).features
-        found = model.predict(
-            list(zip(one.indices.tolist(), one.data.tolist(), strict=True)), top_k=5
-        )
-        answers[row, : len(found)] = [label for label, _ in found]
-    return seconds, answers
-
-
-def _pecos(train: SparseDataset, test: SparseDataset) -> tuple[float, np.ndarray]:
-    from pecos.xmc import Indexer, LabelEmbeddingFactory
-    from pecos.xmc.xlinear.model import XLinearModel
-
-    given = sparse.csr_matrix(train.features, dtype=np.float32)
-    right = sparse.csr_matrix(train.labels, dtype=np.float32)
-    start = time.perf_counter()
-    clusters = Indexer.gen(LabelEmbeddingFactory.create(right, given, method="pifa"), threads=2)
-    model = XLinearModel.train(given, right, C=clusters, threads=2)
-    seconds = time.perf_counter() - start
-    asked = sparse.csr_matrix(test.features, dtype=np.float32)
-    found = model.predict(asked, beam_size=10, only_topk=5, threads=2)
-    answers = np.full((len(test), 5), -2, np.int64)
-    for row in range(len(test)):
-        part = slice(found.indptr[row], found.indptr[row + 1])
-        best = found.indices[part][np.argsort(-found.data[part], kind="stable")]
-        answers[row, : len(best)] = best
-    return seconds, answers
-
-
-def _write_xmc(path: Path, data: SparseDataset) -> None:
-    with path.open("w") as file:
-        file.write(f"{len(data)} {data.num_features} {data.num_labels}\n")
-        for row in range(len(data)):
-            one = data.batch([row])
+def _write(folder: Path, train: SparseDataset, test: SparseDataset) -> None:
+    matrices = {"train": train.features, "labels": train.labels, "test": test.features}
+    for name, matrix in matrices.items():
+        file = folder / f"{name}.npz"
+        sparse.save_npz(file, sparse.csr_matrix(matrix, dtype=np.float32), compressed=False)
+    with (folder / "train.txt").open("w") as text:
+        text.write(f"{len(train)} {train.num_features} {train.num_labels}\n")
+        for row in range(len(train)):
+            one = train.batch([row])
             labels = ",".join(map(str, one.labels[0][one.labels[0] >= 0]))
             pairs = zip(one.features.indices, one.features.data, strict=True)
-            file.write(f"{labels} {' '.join(f'{i}:{v:.6g}' for i, v in pairs)}\n")
-
-
-def _answer(request: dict[str, Any]) -> None:
-    # Omikuji draws progress bars; only the figures belong on the standard output.
-    out = os.dup(1)
-    os.dup2(2, 1)
-    figures = run(request)
-    os.write(out, (json.dumps(figures) + "\n").encode())
-
-
-if __name__ == "__main__":
-    _answer(json.loads(sys.argv[1]))
+            text.write(f"{labels} {' '.join(f'{i}:{v:.6g}' for i, v in pairs)}\n")
