@@ -35,9 +35,9 @@ _OUTPUT_LAYER = {
     "seed": "seed",
 }
 _PLAIN = (
-    *("hidden", "quadratic", "storage", "optimizer", "lr", "schedule", "weight_decay", "epochs"),
-    *("batch", "threads", "seed", "evaluate_every", "checkpoint_minutes", "save_point_steps"),
-    "top_k",
+    *("hidden", "quadratic", "storage", "optimizer", "lr", "input_lr", "schedule"),
+    *("weight_decay", "epochs", "batch", "threads", "seed", "evaluate_every"),
+    *("checkpoint_minutes", "save_point_steps", "top_k"),
 )
 
 
@@ -172,6 +172,7 @@ def _add_optimisation(group: _Group) -> None:
     group.number("--epochs", int, "passes over the data", base.epochs)
     group.number("--batch", int, "examples of a step", base.batch)
     group.number("--lr", float, "learning rate", base.lr)
+    group.number("--input-lr", float, "that of the first layer", "that of --lr")
     group.choice(
         "--schedule",
         SCHEDULES,

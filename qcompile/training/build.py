@@ -57,7 +57,14 @@ def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
     cannot: it takes dense gradients, and time that grows with the number of labels.
     """
     kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
-    optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    first = list(model.input.parameters())
+    known = {id(parameter) for parameter in first}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    rate = config.lr if config.input_lr is None else config.input_lr
+    # In this order parameters have the numbers that they have in the model, and in older
+    # checkpoints.
+    groups = [{"params": first, "lr": rate}, {"params": rest}]
+    optimizer = kind(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer != "adam" or config.weight_decay == 0:
         layers = [module for module in model.modules() if hasattr(module, "row_updates")]
         optimizer.step_in_backward(*layers)

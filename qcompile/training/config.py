@@ -18,7 +18,7 @@ __all__ = [
     "SCHEDULES",
     "STORAGES",
     "TrainConfig",
-    "learning_rate",
+    "remaining_rate",
 ]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -54,8 +54,9 @@ class TrainConfig:
         storage: of the first and the output layer's weights and moments, ``fp32`` or ``bf16``.
         optimizer: ``adam``, ``adamw`` or ``sgd``.
         lr: learning rate at the first step.
-        schedule: ``linear`` lowers the rate to a hundredth of ``lr`` over the whole run;
-            ``constant`` keeps it.
+        input_lr: that of the first layer, which reads the sparse features; ``None`` is ``lr``.
+        schedule: ``linear`` lowers the rates to a hundredth over the whole run; ``constant`` keeps
+            them.
         weight_decay: as the optimiser defines it.
         epochs: passes over the training data.
         batch: examples of a step; of all ranks together where there are several.
@@ -78,6 +79,7 @@ class TrainConfig:
     storage: str = "fp32"
     optimizer: str = "adam"
     lr: float = 4e-3
+    input_lr: float | None = None
     schedule: str = "linear"
     weight_decay: float = 0.0
     epochs: int = 5
@@ -102,8 +104,10 @@ class TrainConfig:
             _at_least("hidden", width, 1)
         for name, least in _LEAST.items():
             _at_least(name, getattr(self, name), least)
-        for name in ("lr", "weight_decay", "checkpoint_minutes"):
+        for name in ("lr", "input_lr", "weight_decay", "checkpoint_minutes"):
             value = getattr(self, name)
+            if value is None and name == "input_lr":
+                continue
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise ConfigurationError(
                     f"training: {name} must be a finite number of at least 0, got {value!r}."
@@ -149,11 +153,9 @@ class TrainConfig:
         ]
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Return the rate of step number ``step`` of ``steps``, counted from 0."""
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * (1 - 0.99 * min(step, steps) / max(steps, 1))
+def remaining_rate(schedule: str, step: int, steps: int) -> float:
+    """Return the share of the first learning rate that step ``step`` of ``steps`` has, from 0."""
+    return 1.0 if schedule == "constant" else 1 - 0.99 * min(step, steps) / max(steps, 1)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from qcompile.distributed import Group, agree, check_replicas, sum_gradients
 from qcompile.errors import CheckpointError, DataError, TrainingError
 from qcompile.training.batches import Batches
 from qcompile.training.build import build_model, build_optimizer
-from qcompile.training.config import TrainConfig, learning_rate
+from qcompile.training.config import TrainConfig, remaining_rate
 from qcompile.training.evaluation import Evaluator
 from qcompile.training.fingerprint import fingerprint
 from qcompile.training.interrupt import Interrupt
@@ -86,6 +86,7 @@ class Trainer:
         self._evaluator = None if test is None else Evaluator(train, test, self._group)
         self.model = build_model(config, train, self._group)
         self._optimizer = build_optimizer(config, self.model)
+        self._rates = [settings["lr"] for settings in self._optimizer.param_groups]
         self._steps = config.epochs * self._batches.per_epoch
         self._state = State()
         self._told = False  # that a signal came
@@ -139,9 +140,9 @@ class Trainer:
         return True
 
     def _step(self, features: sparse.csr_matrix, labels: Tensor) -> None:
-        rate = learning_rate(self.config, self._state.step, self._steps)
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
+        left = remaining_rate(self.config.schedule, self._state.step, self._steps)
+        for settings, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            settings["lr"] = rate * left
         if self._observers and self._group.size == 1:
             self._meter.estimate(features, labels, self._answer)
         sent = self._group.bytes_sent
@@ -158,7 +159,9 @@ class Trainer:
         self._state.loss_sum += value * len(labels)
         self._state.examples += len(labels)
         self._meter.count(value, len(labels) * self._group.size)
-        snapshot = self._meter.report(self._state.step + 1, rate) if self._observers else None
+        if not self._observers:
+            return
+        snapshot = self._meter.report(self._state.step + 1, self.config.lr * left)
         if snapshot is not None:
             for observer in self._observers:
                 observer.stepped(snapshot)
@@ -169,9 +172,11 @@ class Trainer:
     def _divergence(self, value: float) -> str:
         newest = None if self._saver is None else self._saver.newest
         kept = "" if newest is None else f" The last checkpoint is {newest}."
+        rate = self.config.input_lr
+        first = "" if rate is None else f", or a lower --input-lr than {rate:g}"
         return (
             f"training: the loss is {value} at step {self._state.step + 1:,}, the run has "
-            f"diverged; begin afresh with a lower --lr than {self.config.lr:g}.{kept}"
+            f"diverged; begin afresh with a lower --lr than {self.config.lr:g}{first}.{kept}"
         )
 
     def _asked(self, interrupt: Interrupt) -> int | None:

@@ -165,6 +165,7 @@ def test_a_signal_saves_and_says_how_to_go_on(files, tmp_path, number):
         (["good.txt", "--quadratic", "T1"], "n by n"),
         (["good.txt", "--quadratic", "T7"], "quadratic form"),
         (["good.txt", "--lr", "-1"], "lr"),
+        (["good.txt", "--input-lr", "nan"], "input_lr"),
         (["good.txt", "--tables", "0"], "tables"),
         (["good.txt", "--test-labels", "x"], "--test"),
         (["codespell", "--test", "good.txt"], "codespell"),

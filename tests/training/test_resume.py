@@ -61,7 +61,7 @@ def equal(one, two):
     "config",
     [
         CONFIG,
-        changed(storage="bf16"),
+        changed(storage="bf16", input_lr=3e-2),
         changed(optimizer="adamw", weight_decay=1e-2, quadratic="T2_4"),
         changed(optimizer="sgd", lr=1.0),
         changed(optimizer="adam", weight_decay=1e-4),
@@ -207,6 +207,19 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_loses_nothing(
             train(CONFIG, train_data, checkpoints=tmp_path / "full")
     assert sorted(p.name[-3:] for p in (tmp_path / "full").iterdir()) == ["063", "126"]
     resumed = train(CONFIG, train_data, checkpoints=tmp_path / "full", resume=True)
+    assert equal(train(CONFIG, train_data, checkpoints=tmp_path / "whole"), resumed)
+
+
+def test_a_checkpoint_without_a_rate_for_the_first_layer_is_resumed(train_data, tmp_path):
+    killed(CONFIG, train_data, tmp_path / "old", 70)
+    path = checkpoint.find(tmp_path / "old") / "state.json"
+    state = json.loads(path.read_text())
+    # As the releases before it was an option wrote them: one group of parameters.
+    del state["config"]["input_lr"]
+    first, rest = state["optimizer"]["param_groups"]
+    state["optimizer"]["param_groups"] = [{**rest, "params": first["params"] + rest["params"]}]
+    path.write_text(json.dumps(state))
+    resumed = train(CONFIG, train_data, checkpoints=tmp_path / "old", resume=True)
     assert equal(train(CONFIG, train_data, checkpoints=tmp_path / "whole"), resumed)
 
 

@@ -13,7 +13,8 @@ from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group
 from qcompile.errors import ConfigurationError, DataError, TrainingError
 from qcompile.training import Observer, TrainConfig, train
-from qcompile.training.config import learning_rate
+from qcompile.training.build import build_model, build_optimizer
+from qcompile.training.config import remaining_rate
 from qcompile.training.evaluation import Evaluator
 
 OUTPUT = LSH(tables=8, active=16, negatives=32, rehash=7)
@@ -198,6 +199,8 @@ def test_divergence_is_an_error_with_a_remedy(train_data):
         {"quadratic": "T9"},
         {"lr": 0.0},
         {"lr": float("nan")},
+        {"input_lr": -1.0},
+        {"input_lr": "fast"},
         {"epochs": 0},
         {"batch": 1.5},
         {"seed": -1},
@@ -211,6 +214,24 @@ def test_values_out_of_range_are_refused(values):
 
 
 def test_the_rate_falls_linearly_or_stays():
-    rates = [learning_rate(changed(lr=1.0), step, 100) for step in (0, 50, 100)]
+    rates = [remaining_rate("linear", step, 100) for step in (0, 50, 100)]
     assert rates == pytest.approx([1, 0.505, 0.01])
-    assert learning_rate(changed(lr=1.0, schedule="constant"), 70, 100) == 1
+    assert remaining_rate("constant", 70, 100) == 1
+
+
+def test_the_first_layer_may_have_a_rate_of_its_own(train_data):
+    config = changed(hidden=(16, 8), input_lr=0.5)
+    model = build_model(config, train_data, Group())
+    first, rest = build_optimizer(config, model).param_groups
+    assert (first["lr"], rest["lr"]) == (0.5, config.lr)
+    assert first["params"] == list(model.input.parameters())
+    assert len(rest["params"]) == 4
+    begun = {name: value.clone() for name, value in model.state_dict().items()}
+    # Without a rate it stays as it was drawn, and all else learns.
+    still = train(changed(hidden=(16, 8), input_lr=0.0, epochs=1), train_data).model.state_dict()
+    for name, before in begun.items():
+        if not name.endswith("_extra_state"):
+            assert torch.equal(still[name], before) == name.startswith("input."), name
+    same = train(CONFIG, train_data).model.state_dict()
+    apart = train(changed(input_lr=CONFIG.lr), train_data).model.state_dict()
+    assert all(torch.equal(same[name], apart[name]) for name in same)
