@@ -29,12 +29,19 @@ class Operator:
         inputs: names in order.
         outputs: names in order.
         attributes: name → default; its Python type is the attribute's type.
+        optional: how many of the last inputs a node may leave out.
     """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: tuple[tuple[str, int | float | str], ...] = ()
+    optional: int = 0
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The inputs that every node has."""
+        return self.inputs[: len(self.inputs) - self.optional]
 
 
 _HEAD_INPUTS = (
@@ -46,13 +53,46 @@ _HEAD_INPUTS = (
     "error",  # float [N], upper bound of the Euclidean norm of a row's quantisation error
 )
 
+_BUCKET_INPUTS = (
+    "offsets",  # uint32 [C + 1], the first block of each cell, and B
+    "row_ids",  # int32 [16 B], the row that each packed row is, or -1
+)
+
+_CELL_INPUTS = (
+    "centroids",  # int8 [ceil(C/16), ceil(d/4), 16, 4], the cells' mean rows, as packed
+    "centroid_scale",  # float [C]
+    "cell_bias",  # float [C], what the biases of a cell add to its score
+    "cell_spread",  # float [C], how far a cell's scores spread for a hidden vector of norm 1
+)
+
 LINEAR_TOP_K = Operator(
     name="LinearTopK",
-    inputs=_HEAD_INPUTS,
+    inputs=(*_HEAD_INPUTS, *_BUCKET_INPUTS, *_CELL_INPUTS),
     outputs=("scores", "ids"),  # float [..., k] descending, int64 [..., k]; ties: smaller id first
-    attributes=(("k", 1),),
+    attributes=(
+        ("k", 1),
+        ("mode", "exact"),
+        ("probes", 32),  # cells: how many are searched
+        ("rescore", 32),  # candidates that are scored in fp32, at least k
+        ("spread", 0.0),  # cells: how much of its spread counts for a cell
+        ("guard", 0.0),  # cells: 0, or how many spreads above its score a cell may reach
+    ),
+    optional=len(_BUCKET_INPUTS) + len(_CELL_INPUTS),
 )
-"""The k largest of ``hidden @ weight.T + bias``: int8 scan, error bound, fp32 rescoring."""
+"""The k largest of ``hidden @ weight.T + bias``, or in the approximate modes most of them.
+
+``mode`` says which rows are looked at, and how many inputs there are:
+
+* ``exact``: all, by an int8 scan that keeps what its error bound cannot exclude;
+* ``cells``: those in the learned buckets that promise most. Packed rows lie bucket after bucket,
+  each from a new block on, so ``packed`` is [B, ...] and ``scale`` and ``error`` are [16 B].
+"""
+
+TOP_K_INPUTS = {
+    "exact": len(_HEAD_INPUTS),
+    "cells": len(_HEAD_INPUTS) + len(_BUCKET_INPUTS) + len(_CELL_INPUTS),
+}
+"""How many inputs ``LinearTopK`` has in each mode."""
 
 LINEAR_SOFTMAX = Operator(
     name="LinearSoftmax",

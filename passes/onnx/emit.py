@@ -68,9 +68,9 @@ def _inputs(
         _held(graph, layer.weight) or initializer(graph, f"{base}.weight", layer.weight),
         _held(graph, bias) or initializer(graph, f"{base}.bias", bias),
     ]
-    if len(operator.inputs) > len(inputs):
+    if len(operator.required) > len(inputs):
         packed = pack_rows(layer.weight)
-        names = operator.inputs[len(inputs) :]
+        names = operator.required[len(inputs) :]
         inputs += [
             initializer(graph, f"{base}.{name}", np.asarray(array))
             for name, array in zip(names, packed, strict=True)

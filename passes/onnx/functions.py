@@ -6,6 +6,8 @@ registered kernel of the same domain and name, so one file serves with and witho
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from qcompile import ops
@@ -86,5 +88,17 @@ def function_for(operator: ops.Operator, opset: int = 18, k: int | None = None) 
         raise ValueError(f"no function body for operator {operator.name!r}.")
     outputs = list(nodes[-1].outputs)
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": opset}, name=operator.name)
-    attributes = [ir.AttrInt64(name, int(value)) for name, value in operator.attributes]
-    return ir.Function(ops.DOMAIN, operator.name, "", graph=graph, attributes=attributes)
+    return ir.Function(
+        ops.DOMAIN, operator.name, "", graph=graph, attributes=make_attributes(operator.attributes)
+    )
+
+
+def make_attributes(values: Iterable[tuple[str, int | float | str]]) -> list[ir.Attr]:
+    """Return ONNX attributes of these names and values; the Python type is the attribute's."""
+    return [_attribute(name, value) for name, value in values]
+
+
+def _attribute(name: str, value: int | float | str) -> ir.Attr:
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    return ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrFloat32(name, value)

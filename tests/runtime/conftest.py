@@ -21,7 +21,7 @@ def make_inputs(
 ) -> dict[str, np.ndarray]:
     packed = pack(weight)
     known = {"weight": weight, "bias": bias, **packed._asdict()}
-    return {name: known[name] for name in operator.inputs[1:]}
+    return {name: known[name] for name in operator.required[1:]}
 
 
 def make_model(

@@ -22,6 +22,8 @@ from conftest import make_inputs, make_model
 
 import qcompile
 from qcompile import ops
+from qcompile.passes.onnx.head import top_k_model
+from qcompile.runtime.index import build_cells
 from qcompile.runtime.reference import head
 
 VERSIONS = ("1.17.3", "1.20.1", "1.24.4", "1.32.0")
@@ -45,9 +47,20 @@ def write_models(folder: Path) -> None:
         for opset in OPSETS:
             arrays = make_inputs(operator, weight, bias)
             model = make_model(operator, arrays, shape=("batch", "time", 50), k=5, opset=opset)
-            path = folder / f"{operator.name}-opset{opset}.onnx"
-            ir.save(model, path)
-            np.savez(path.with_suffix(".npz"), hidden=hidden, **outputs)
+            write(folder / f"{operator.name}-opset{opset}.onnx", model, hidden, outputs)
+    # With every cell searched the answers are exact, too.
+    index = build_cells(weight, bias).with_attributes(probes=len(weight))
+    for opset in OPSETS:
+        model = top_k_model(weight, bias, 5, index, opset=opset)
+        path = folder / f"{ops.LINEAR_TOP_K.name}-cells-opset{opset}.onnx"
+        flat = {name: array.reshape(-1, 5) for name, array in answers[ops.LINEAR_TOP_K].items()}
+        write(path, model, hidden.reshape(-1, 50), flat)
+
+
+def write(path: Path, model: ir.Model, hidden: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
+    """Write a model, and beside it an input with its answers."""
+    ir.save(model, path)
+    np.savez(path.with_suffix(".npz"), hidden=hidden, **outputs)
 
 
 def python_with(version: str, cache: Path) -> Path:

@@ -9,6 +9,10 @@ const char* type_name(int type) {
       return "float32";
     case kInt8:
       return "int8";
+    case kInt32:
+      return "int32";
+    case kUInt32:
+      return "uint32";
     case kInt64:
       return "int64";
     default:

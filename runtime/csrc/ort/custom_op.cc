@@ -16,6 +16,26 @@ int64_t NodeInfo::attribute(const char* name, int64_t fallback) const {
   return api_.attempt(kInfoGetInt64, info_, name, &value) ? value : fallback;
 }
 
+float NodeInfo::float_attribute(const char* name, float fallback) const {
+  float value = 0;
+  return api_.attempt(kInfoGetFloat, info_, name, &value) ? value : fallback;
+}
+
+std::string NodeInfo::string_attribute(const char* name, const std::string& fallback) const {
+  size_t size = 0;
+  api_.attempt(kInfoGetString, info_, name, nullptr, &size);
+  std::string value(size, '\0');
+  if (size == 0 || !api_.attempt(kInfoGetString, info_, name, value.data(), &size)) return fallback;
+  value.resize(size - 1);  // without its zero
+  return value;
+}
+
+size_t NodeInfo::inputs() const {
+  size_t count = 0;
+  api_.call(kInfoGetInputCount, info_, &count);
+  return count;
+}
+
 bool NodeInfo::constant(size_t index, Tensor& tensor) const {
   int is_constant = 0;
   const OrtValue* value = nullptr;

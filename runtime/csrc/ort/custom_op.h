@@ -14,6 +14,10 @@ class NodeInfo {
   const Api& api() const { return api_; }
   std::string name() const;
   int64_t attribute(const char* name, int64_t fallback) const;
+  float float_attribute(const char* name, float fallback) const;
+  std::string string_attribute(const char* name, const std::string& fallback) const;
+  // How many inputs the node names.
+  size_t inputs() const;
   // Whether the input is an initializer; sets `tensor` if so.
   bool constant(size_t index, Tensor& tensor) const;
 
@@ -39,11 +43,12 @@ class ShapeContext {
   OrtShapeInferContext* context_;
 };
 
-// Signature of an operator; every input and output is required.
+// Signature of an operator. A node may leave out inputs from `required` on, but none in between.
 struct Signature {
   const char* name;
   const int* input_types;
   size_t inputs;
+  size_t required;
   const int* output_types;
   size_t outputs;
 };
@@ -61,7 +66,9 @@ class CustomOp : public OrtCustomOp {
     GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::signature.inputs; };
     GetOutputType = [](const OrtCustomOp*, size_t i) { return Kernel::signature.output_types[i]; };
     GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::signature.outputs; };
-    GetInputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
+      return i < Kernel::signature.required ? kRequired : kOptional;
+    };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int { return kDefaultMemory; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =

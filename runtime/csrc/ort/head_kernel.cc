@@ -1,12 +1,9 @@
 #include "ort/head_kernel.h"
 
-#include <limits>
-
 namespace qcompile::ort {
 namespace {
 
 constexpr const char* kNames[] = {"hidden", "weight", "bias", "packed", "scale", "error"};
-constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() - kBlockRows;
 
 Tensor input(const Api& api, const OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,8 @@ namespace qcompile::ort {
 inline constexpr int kHeadInputTypes[] = {kFloat, kFloat, kFloat, kInt8, kFloat, kFloat};
 inline constexpr size_t kDenseInputs = 3;   // hidden, weight, bias
 inline constexpr size_t kPackedInputs = 6;  // and packed, scale, error
+// Ids of rows, those of the last block's padding among them, fit int32.
+inline constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() - kBlockRows;
 
 // The layer of one node. Constant inputs are used where they lie and checked once; others are
 // checked at every call, which then computes all scores in fp32.
@@ -40,16 +43,20 @@ class HeadKernel {
   // Throws std::invalid_argument for this node.
   [[noreturn]] void reject(const std::string& message) const;
 
+ protected:
+  // None if an input is not constant.
+  const Head* head() const { return head_.get(); }
+  void require(const char* input, const Tensor& tensor, int type,
+               const std::vector<int64_t>& dims) const;
+
  private:
   Dense read_dense(const Tensor& weight, const Tensor& bias) const;
   Packed read_packed(const Dense& dense, const Tensor* tensors) const;
-  void require(const char* input, const Tensor& tensor, int type,
-               const std::vector<int64_t>& dims) const;
 
   Api api_;
   std::string where_;
   Parallelism parallelism_;
-  std::unique_ptr<const Head> head_;  // none if an input is not constant
+  std::unique_ptr<const Head> head_;
 };
 
 }  // namespace qcompile::ort

@@ -10,7 +10,7 @@ constexpr int kOutputTypes[] = {kFloat};
 }  // namespace
 
 const Signature LinearSoftmax::signature{"LinearSoftmax", kHeadInputTypes, kPackedInputs,
-                                         kOutputTypes, std::size(kOutputTypes)};
+                                         kPackedInputs,   kOutputTypes,    std::size(kOutputTypes)};
 
 LinearSoftmax::LinearSoftmax(const NodeInfo& info)
     : HeadKernel(info, signature.name, kPackedInputs) {}

@@ -1,32 +1,147 @@
 #include "ort/linear_top_k.h"
 
+#include <cmath>
+
 #include "index/operators.h"
 
 namespace qcompile::ort {
 namespace {
 
+enum Input : size_t {
+  kPackedRows = 3,
+  kScale,
+  kError,
+  kOffsets,
+  kRowIds,
+  kCentroids,
+  kCentroidScale,
+  kCellBias,
+  kCellSpread,
+  kInputs
+};
+constexpr int kInputTypes[] = {kFloat,  kFloat, kFloat, kInt8,  kFloat, kFloat,
+                               kUInt32, kInt32, kInt8,  kFloat, kFloat, kFloat};
+static_assert(std::size(kInputTypes) == kInputs);
 constexpr int kOutputTypes[] = {kFloat, kInt64};
+
+struct Mode {
+  const char* name;
+  size_t inputs;  // that a node of this mode has
+  size_t head;    // of these, those of which the kernel makes its head
+};
+constexpr Mode kModes[] = {{"exact", kPackedInputs, kPackedInputs},
+                           {"cells", kInputs, kDenseInputs}};
+
+// What a mode that is not known counts as until the constructor refuses it.
+constexpr Mode kUnknown{"", kDenseInputs, kDenseInputs};
+
+const Mode& mode_of(const NodeInfo& info) {
+  const std::string name = info.string_attribute("mode", kModes[0].name);
+  for (const Mode& mode : kModes) {
+    if (name == mode.name) return mode;
+  }
+  return kUnknown;
+}
 
 }  // namespace
 
-const Signature LinearTopK::signature{"LinearTopK", kHeadInputTypes, kPackedInputs, kOutputTypes,
-                                      std::size(kOutputTypes)};
+const Signature LinearTopK::signature{"LinearTopK",  kInputTypes,  kInputs,
+                                      kPackedInputs, kOutputTypes, std::size(kOutputTypes)};
 
 LinearTopK::LinearTopK(const NodeInfo& info)
-    : HeadKernel(info, signature.name, kPackedInputs), k_(info.attribute("k", 1)) {
-  if (k_ < 1) reject("attribute k is " + std::to_string(k_) + ", expected at least 1");
+    : HeadKernel(info, signature.name, mode_of(info).head) {
+  const Mode& mode = mode_of(info);
+  const std::string name = info.string_attribute("mode", kModes[0].name);
+  if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact or cells");
+  if (info.inputs() != mode.inputs) {
+    reject(std::to_string(info.inputs()) + " inputs, expected " + std::to_string(mode.inputs) +
+           " in mode " + name);
+  }
+  const auto count = [&](const char* attribute, int64_t fallback) {
+    const int64_t value = info.attribute(attribute, fallback);
+    if (value >= 1) return value;
+    reject("attribute " + std::string(attribute) + " is " + std::to_string(value) +
+           ", expected at least 1");
+  };
+  const auto factor = [&](const char* attribute) {
+    const float value = info.float_attribute(attribute, 0);
+    if (value >= 0 && std::isfinite(value)) return value;
+    reject("attribute " + std::string(attribute) + " is " + std::to_string(value) +
+           ", expected a finite value >= 0");
+  };
+  search_ = {.k = count("k", 1),
+             .probes = count("probes", 32),
+             .rescore = count("rescore", 32),
+             .spread = factor("spread"),
+             .guard = factor("guard")};
+  if (mode.inputs == kInputs) read_cells(info);
+}
+
+void LinearTopK::read_cells(const NodeInfo& info) {
+  Tensor tensors[kInputs];
+  bool constant = head() != nullptr;
+  for (size_t i = kPackedRows; i < kInputs; ++i) {
+    constant = info.constant(i, tensors[i]) && constant;
+  }
+  if (!constant) return;
+  const Dense& dense = head()->dense();
+  const int64_t steps = step_count(dense.depth);
+  const auto extent = [&](size_t input, size_t rank) {
+    const std::vector<int64_t>& dims = tensors[input].shape.dims;
+    return dims.size() == rank ? dims[0] : 0;
+  };
+  const int64_t blocks = extent(kPackedRows, 4), cells = extent(kOffsets, 1) - 1;
+  if (blocks < 1 || blocks > kMostRows / kBlockRows) {
+    reject("input 'packed': expected int8 [1 or more, " + std::to_string(steps) +
+           ", 16, 4], found " + describe(tensors[kPackedRows].shape));
+  }
+  if (cells < 1) {
+    reject("input 'offsets': expected uint32 [2 or more], found " +
+           describe(tensors[kOffsets].shape));
+  }
+  const int64_t places = blocks * kBlockRows;
+  require("packed", tensors[kPackedRows], kInt8, {blocks, steps, kBlockRows, kBlockDepth});
+  require("scale", tensors[kScale], kFloat, {places});
+  require("error", tensors[kError], kFloat, {places});
+  require("offsets", tensors[kOffsets], kUInt32, {cells + 1});
+  require("row_ids", tensors[kRowIds], kInt32, {places});
+  require("centroids", tensors[kCentroids], kInt8,
+          {block_count(cells), steps, kBlockRows, kBlockDepth});
+  require("centroid_scale", tensors[kCentroidScale], kFloat, {cells});
+  require("cell_bias", tensors[kCellBias], kFloat, {cells});
+  require("cell_spread", tensors[kCellSpread], kFloat, {cells});
+  try {
+    cells_ = std::make_unique<CellIndex>(
+        dense,
+        CellArrays{.blocks = blocks,
+                   .cells = cells,
+                   .packed = tensors[kPackedRows].as<int8_t>(),
+                   .scale = tensors[kScale].as<float>(),
+                   .error = tensors[kError].as<float>(),
+                   .offsets = tensors[kOffsets].as<uint32_t>(),
+                   .row_ids = tensors[kRowIds].as<int32_t>(),
+                   .centroids = tensors[kCentroids].as<int8_t>(),
+                   .centroid_scale = tensors[kCentroidScale].as<float>(),
+                   .cell_bias = tensors[kCellBias].as<float>(),
+                   .cell_spread = tensors[kCellSpread].as<float>()},
+        SerialExecutor());
+  } catch (const std::invalid_argument& error) {
+    reject(error.what());
+  }
 }
 
 void LinearTopK::compute(OrtKernelContext* context) const {
   run(context, [&](const Head& head, const float* hidden, const std::vector<int64_t>& shape,
                    int64_t count, const Executor& executor) {
-    if (k_ > head.rows()) {
-      reject("attribute k is " + std::to_string(k_) + ", expected at most the " +
+    const int64_t k = search_.k;
+    if (k > head.rows()) {
+      reject("attribute k is " + std::to_string(k) + ", expected at most the " +
              std::to_string(head.rows()) + " rows of input 'weight'");
     }
-    auto* scores = static_cast<float*>(output(context, 0, shape, k_));
-    auto* ids = static_cast<int64_t*>(output(context, 1, shape, k_));
-    linear_top_k(head, hidden, count, k_, scores, ids, executor);
+    auto* scores = static_cast<float*>(output(context, 0, shape, k));
+    auto* ids = static_cast<int64_t*>(output(context, 1, shape, k));
+    if (cells_) return cells_top_k(*cells_, search_, hidden, count, scores, ids, executor);
+    linear_top_k(head, hidden, count, k, scores, ids, executor);
   });
 }
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <memory>
+
+#include "index/cells.h"
 #include "ort/head_kernel.h"
 
 namespace qcompile::ort {
@@ -12,7 +15,10 @@ class LinearTopK : public HeadKernel {
   static void infer(const ShapeContext& context);
 
  private:
-  int64_t k_;
+  void read_cells(const NodeInfo& info);
+
+  CellSearch search_;
+  std::unique_ptr<const CellIndex> cells_;  // in mode cells, if all inputs are constant
 };
 
 }  // namespace qcompile::ort

@@ -72,10 +72,17 @@ namespace qcompile::ort {
 inline constexpr uint32_t kApiVersion = 17;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7 };
+enum ElementType : int {
+  kUndefined = 0,
+  kFloat = 1,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kUInt32 = 12
+};
 enum AttributeType : int { kInt = 1 };
 enum InputMemory : int { kDefaultMemory = 0 };
-enum Characteristic : int { kRequired = 0 };
+enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // A function's place in OrtApi. All return a status, or null for success, unless they say so.
 template <typename Function>
@@ -98,7 +105,10 @@ inline constexpr Slot<OrtStatus*(const Info*, size_t*)> kGetDimensionsCount{61};
 inline constexpr Slot<OrtStatus*(const Info*, int64_t*, size_t)> kGetDimensions{62};
 inline constexpr Slot<OrtStatus*(const Info*, const char**, size_t)> kGetSymbolicDimensions{63};
 inline constexpr Slot<OrtStatus*(const OrtValue*, Info**)> kGetTensorTypeAndShape{65};
+inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, float*)> kInfoGetFloat{85};
 inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)> kInfoGetInt64{86};
+inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, char*, size_t*)> kInfoGetString{
+    87};
 inline constexpr Slot<OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)> kGetInput{90};
 inline constexpr Slot<OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>
     kGetOutput{91};

@@ -4,6 +4,7 @@ NB_MODULE(_core, module) {
   module.doc() = "Compiled core of qcompile: hashing, sampling, sparse kernels, index building.";
   // A script's globals may outlive the module; that is no leak to report.
   nanobind::set_leak_warnings(false);
+  qcompile::bind_cells(module);
   qcompile::bind_data(module);
   qcompile::bind_index(module);
   qcompile::bind_lsh(module);

@@ -5,6 +5,7 @@
 
 namespace qcompile {
 
+void bind_cells(nanobind::module_& module);  // layers in learned cells
 void bind_csr(nanobind::module_& module);    // products of sparse batches
 void bind_data(nanobind::module_& module);   // parsing text
 void bind_index(nanobind::module_& module);  // packing and exact scan

@@ -1,0 +1,72 @@
+"""``LinearTopK`` as an ONNX node and as a whole model, from the index that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import ops
+from qcompile.passes.onnx.edit import initializer
+from qcompile.passes.onnx.functions import function_for, make_attributes
+from qcompile.runtime.index import Index
+
+
+def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> ir.Node:
+    """Return a node of ``LinearTopK``.
+
+    Args:
+        inputs: hidden, weight and bias, then the arrays of ``index``, in order.
+        k: how many scores.
+        index: mode and attributes.
+        name: of the node.
+    """
+    values: dict[str, int | float | str] = {"k": k}
+    if index.mode != "exact":
+        values |= {"mode": index.mode, **index.attributes}
+    attributes = make_attributes(values.items())
+    operator = ops.LINEAR_TOP_K
+    node = ir.Node(
+        ops.DOMAIN,
+        operator.name,
+        inputs,
+        attributes,
+        num_outputs=len(operator.outputs),
+        name=name,
+    )
+    for output, output_name in zip(node.outputs, operator.outputs, strict=True):
+        output.name = output_name
+        is_ids = output_name == "ids"
+        output.type = ir.TensorType(ir.DataType.INT64 if is_ids else ir.DataType.FLOAT)
+    return node
+
+
+def top_k_model(
+    weight: np.ndarray, bias: np.ndarray, k: int, index: Index, *, opset: int = 18
+) -> ir.Model:
+    """Return a model of one output layer: hidden [batch, d] → scores, ids [batch, k].
+
+    Args:
+        weight: float32 [N, d].
+        bias: float32 [N].
+        k: how many scores.
+        index: from :mod:`qcompile.runtime.index`.
+        opset: version of the standard operators, for the function body.
+    """
+    hidden = ir.Value(
+        name="hidden",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(["batch", weight.shape[1]]),
+    )
+    graph = ir.Graph(
+        [hidden], [], nodes=[], opset_imports={"": opset, ops.DOMAIN: ops.VERSION}, name="head"
+    )
+    arrays = {"weight": weight, "bias": bias, **index.arrays}
+    values = [initializer(graph, name, np.asarray(array)) for name, array in arrays.items()]
+    node = top_k_node([hidden, *values], k, index, "head")
+    graph.append(node)
+    for output in node.outputs:
+        output.shape = ir.Shape(["batch", k])
+        graph.outputs.append(output)
+    return ir.Model(graph, ir_version=9, functions=[function_for(ops.LINEAR_TOP_K, opset, k)])

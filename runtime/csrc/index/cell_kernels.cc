@@ -1,0 +1,44 @@
+#include "index/cell_kernels.h"
+
+namespace qcompile {
+
+CellKernel cell_kernel(Isa isa, int64_t) {
+  if (isa == Isa::kScalar) return cell_scores_scalar;
+  return isa == Isa::kAvx2 ? cell_scores_avx2 : cell_scores_avx512;
+}
+
+NotBelow not_below(Isa isa) {
+  if (isa == Isa::kScalar) return not_below_scalar;
+  return isa == Isa::kAvx2 ? not_below_avx2 : not_below_avx512;
+}
+
+void cell_scores_scalar(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                        const EncodedQueries& queries, float* scores) {
+  for (int64_t query = 0; query < queries.count; ++query) {
+    const uint8_t* x = queries.values + query * queries.stride;
+    for (int64_t i = 0; i < listed; ++i) {
+      const int8_t* rows = blocks.block(list[i]);
+      const BlockTerms& terms = blocks.terms[list[i]];
+      float* out = scores + (query * listed + i) * kBlockRows;
+      for (int lane = 0; lane < kBlockRows; ++lane) {
+        int32_t sum = 0;
+        for (int64_t step = 0; step < blocks.steps; ++step) {
+          for (int j = 0; j < kBlockDepth; ++j) {
+            sum += rows[step * kStepBytes + lane * kBlockDepth + j] *
+                   (x[step * kBlockDepth + j] - 128);
+          }
+        }
+        out[lane] = static_cast<float>(sum) * (terms.scale[lane] * queries.scales[query]) +
+                    terms.bias[lane];
+      }
+    }
+  }
+}
+
+uint64_t not_below_scalar(const float* scores, float bar) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; ++i) bits |= uint64_t{!(scores[i] < bar)} << i;
+  return bits;
+}
+
+}  // namespace qcompile

@@ -1,0 +1,59 @@
+// Approximate scores of packed rows for encoded queries, one set of kernels for each instruction
+// set. They round alike, operation by operation, so the sets return the same.
+#pragma once
+
+#include <cstdint>
+
+#include "core/isa.h"
+#include "index/layout.h"
+
+namespace qcompile {
+
+// What a score needs of 16 rows, besides their packed values.
+struct alignas(64) BlockTerms {
+  float scale[kBlockRows];
+  float bias[kBlockRows];
+  int32_t correction[kBlockRows];  // -128 * sum of q: undoes the offset of unsigned queries
+};
+
+// Packed blocks, of which a kernel scores those that a list names.
+struct PackedBlocks {
+  const int8_t* values = nullptr;  // [blocks, steps, 16, 4]
+  const BlockTerms* terms = nullptr;
+  int64_t steps = 0;
+
+  const int8_t* block(int64_t index) const { return values + index * steps * kStepBytes; }
+};
+
+// Encoded queries; see index/query.h.
+struct EncodedQueries {
+  const uint8_t* values;  // 4 * steps bytes each
+  int64_t stride;         // bytes from one query to the next
+  const float* scales;    // [count]
+  int64_t count;
+};
+
+// Writes float(q.x) * (row.scale * query.scale) + row.bias of every row of the listed blocks into
+// scores [count, listed * 16].
+using CellKernel = void (*)(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                            const EncodedQueries& queries, float* scores);
+
+// The kernel for `count` queries at a time.
+CellKernel cell_kernel(Isa isa, int64_t count);
+
+void cell_scores_scalar(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                        const EncodedQueries& queries, float* scores);
+QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                              const EncodedQueries& queries, float* scores);
+QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                                  const EncodedQueries& queries, float* scores);
+
+// Bits of the scores [64] that are not below `bar`.
+uint64_t not_below_scalar(const float* scores, float bar);
+QC_AVX2 uint64_t not_below_avx2(const float* scores, float bar);
+QC_AVX512 uint64_t not_below_avx512(const float* scores, float bar);
+
+using NotBelow = uint64_t (*)(const float* scores, float bar);
+NotBelow not_below(Isa isa);
+
+}  // namespace qcompile

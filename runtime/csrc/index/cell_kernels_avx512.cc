@@ -1,0 +1,101 @@
+// AVX-512 VNNI: unsigned query (128 added) times signed row; the sums start at the correction
+// that takes 128 * sum(q) away again. Sums wrap, so their order does not matter.
+#include <cstring>
+
+#include "core/intrinsics.h"
+#include "index/cell_kernels.h"
+
+namespace qcompile {
+namespace {
+
+QC_AVX512 inline __m512i broadcast(const uint8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+QC_AVX512 inline void store_scores(__m512i sums, const BlockTerms& terms, float query_scale,
+                                   float* out) {
+  const __m512 scale = _mm512_mul_ps(_mm512_load_ps(terms.scale), _mm512_set1_ps(query_scale));
+  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+  _mm512_storeu_ps(out, _mm512_add_ps(product, _mm512_load_ps(terms.bias)));
+}
+
+// kBlocks blocks from all over the memory; asks for those that come next, which no hardware
+// guesses.
+template <int kQueries, int kBlocks>
+QC_AVX512 void tile_of(const PackedBlocks& blocks, const int32_t* list, int64_t at, int64_t listed,
+                       const EncodedQueries& queries, int64_t query, float* scores) {
+  const int8_t *rows[kBlocks], *next[kBlocks];
+  __m512i sums[kQueries][kBlocks];
+  for (int b = 0; b < kBlocks; ++b) {
+    const int64_t ahead = at + kBlocks + b < listed ? list[at + kBlocks + b] : list[at + b];
+    rows[b] = blocks.block(list[at + b]);
+    next[b] = blocks.block(ahead);
+    for (int line = 0; line < 3; ++line) {
+      __builtin_prefetch(reinterpret_cast<const char*>(blocks.terms + ahead) + line * 64);
+    }
+    const __m512i start = _mm512_load_si512(blocks.terms[list[at + b]].correction);
+    for (int q = 0; q < kQueries; ++q) sums[q][b] = start;
+  }
+  const uint8_t* x = queries.values + query * queries.stride;
+  for (int64_t step = 0; step < blocks.steps; ++step) {
+    __m512i values[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) {
+      values[b] = _mm512_loadu_si512(rows[b] + step * kStepBytes);
+      __builtin_prefetch(next[b] + step * kStepBytes);
+    }
+    for (int q = 0; q < kQueries; ++q) {
+      const __m512i four = broadcast(x + q * queries.stride + step * kBlockDepth);
+      for (int b = 0; b < kBlocks; ++b) {
+        sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], four, values[b]);
+      }
+    }
+  }
+  for (int q = 0; q < kQueries; ++q) {
+    float* out = scores + ((query + q) * listed + at) * kBlockRows;
+    for (int b = 0; b < kBlocks; ++b) {
+      store_scores(sums[q][b], blocks.terms[list[at + b]], queries.scales[query + q],
+                   out + b * kBlockRows);
+    }
+  }
+}
+
+template <int kQueries, int kBlocks>
+QC_AVX512 void blocks_of(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                         const EncodedQueries& queries, int64_t query, float* scores) {
+  int64_t at = 0;
+  for (; at + kBlocks <= listed; at += kBlocks) {
+    tile_of<kQueries, kBlocks>(blocks, list, at, listed, queries, query, scores);
+  }
+  for (; at < listed; ++at) {
+    tile_of<kQueries, 1>(blocks, list, at, listed, queries, query, scores);
+  }
+}
+
+}  // namespace
+
+QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+                                  const EncodedQueries& queries, float* scores) {
+  int64_t query = 0;
+  for (; query + 4 <= queries.count; query += 4) {
+    blocks_of<4, 4>(blocks, list, listed, queries, query, scores);
+  }
+  for (; query + 2 <= queries.count; query += 2) {
+    blocks_of<2, 4>(blocks, list, listed, queries, query, scores);
+  }
+  for (; query < queries.count; ++query) {
+    blocks_of<1, 4>(blocks, list, listed, queries, query, scores);
+  }
+}
+
+QC_AVX512 uint64_t not_below_avx512(const float* scores, float bar) {
+  uint64_t bits = 0;
+  const __m512 bars = _mm512_set1_ps(bar);
+  for (int i = 0; i < 64; i += 16) {
+    bits |= uint64_t{_mm512_cmp_ps_mask(_mm512_loadu_ps(scores + i), bars, _CMP_NLT_UQ)} << i;
+  }
+  return bits;
+}
+
+}  // namespace qcompile

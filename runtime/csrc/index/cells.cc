@@ -1,0 +1,128 @@
+#include "index/cells.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace qcompile {
+namespace {
+
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max() / kBlockRows;
+
+[[noreturn]] void refuse(const char* name, int64_t at, const std::string& found,
+                         const std::string& expected) {
+  throw std::invalid_argument("input '" + std::string(name) + "': [" + std::to_string(at) +
+                              "] is " + found + ", expected " + expected);
+}
+
+void require_finite(const char* name, const float* values, int64_t count, float least) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isfinite(values[i]) && values[i] >= least) continue;
+    refuse(name, i, std::to_string(values[i]),
+           least == 0 ? "a finite value >= 0" : "a finite value");
+  }
+}
+
+// -128 times the sums of a block's rows.
+void sum_rows(const int8_t* values, int64_t steps, int32_t* correction) {
+  for (int lane = 0; lane < kBlockRows; ++lane) {
+    int32_t sum = 0;
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int i = 0; i < kBlockDepth; ++i)
+        sum += values[step * kStepBytes + lane * kBlockDepth + i];
+    }
+    correction[lane] = -128 * sum;
+  }
+}
+
+}  // namespace
+
+CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executor& executor)
+    : dense_(dense), arrays_(arrays) {
+  if (dense.depth > kMostPackedDepth || arrays.blocks > kMostBlocks) {
+    throw std::invalid_argument("input 'packed': rows of " + std::to_string(dense.depth) +
+                                " values in " + std::to_string(arrays.blocks) +
+                                " blocks, expected at most " + std::to_string(kMostPackedDepth) +
+                                " values and " + std::to_string(kMostBlocks) + " blocks");
+  }
+  check_figures();
+  check_places();
+  row_terms_.resize(static_cast<size_t>(arrays.blocks));
+  parallel_for(executor, arrays.blocks, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      BlockTerms& terms = row_terms_[static_cast<size_t>(block)];
+      sum_rows(rows().block(block), steps(), terms.correction);
+      for (int lane = 0; lane < kBlockRows; ++lane) {
+        const int64_t place = block * kBlockRows + lane;
+        const int32_t id = arrays_.row_ids[place];
+        // Padding scores minus infinity, below every row: a row's own is scanned as the lowest.
+        terms.scale[lane] = id < 0 ? 0 : arrays_.scale[place];
+        terms.bias[lane] = id < 0 ? -kInfinity : std::max(dense_.bias[id], kLowest);
+      }
+    }
+  });
+  centroid_terms_.resize(static_cast<size_t>(block_count(cells())));
+  for (int64_t cell = 0; cell < block_count(cells()) * kBlockRows; ++cell) {
+    BlockTerms& terms = centroid_terms_[static_cast<size_t>(cell / kBlockRows)];
+    const bool exists = cell < cells();
+    terms.scale[cell % kBlockRows] = exists ? arrays.centroid_scale[cell] : 0;
+    terms.bias[cell % kBlockRows] = exists ? arrays.cell_bias[cell] : -kInfinity;
+  }
+  for (int64_t block = 0; block < block_count(cells()); ++block) {
+    sum_rows(centroids().block(block), steps(),
+             centroid_terms_[static_cast<size_t>(block)].correction);
+  }
+}
+
+void CellIndex::check_figures() const {
+  const int64_t places = arrays_.blocks * kBlockRows;
+  require_finite("scale", arrays_.scale, places, 0);
+  require_finite("error", arrays_.error, places, 0);
+  require_finite("centroid_scale", arrays_.centroid_scale, cells(), 0);
+  require_finite("cell_bias", arrays_.cell_bias, cells(), kLowest);
+  require_finite("cell_spread", arrays_.cell_spread, cells(), 0);
+}
+
+void CellIndex::check_places() {
+  const uint32_t* offsets = arrays_.offsets;
+  const auto blocks = static_cast<uint32_t>(arrays_.blocks);
+  if (offsets[0] != 0) refuse("offsets", 0, std::to_string(offsets[0]), "0");
+  for (int64_t cell = 0; cell < cells(); ++cell) {
+    if (offsets[cell + 1] >= offsets[cell] && offsets[cell + 1] <= blocks) continue;
+    refuse("offsets", cell + 1, std::to_string(offsets[cell + 1]),
+           std::to_string(offsets[cell]) + " to the " + std::to_string(blocks) + " blocks");
+  }
+  if (offsets[cells()] != blocks) {
+    refuse("offsets", cells(), std::to_string(offsets[cells()]),
+           "the " + std::to_string(blocks) + " blocks of input 'packed'");
+  }
+  std::vector<bool> seen(static_cast<size_t>(dense_.rows));
+  sizes_.assign(static_cast<size_t>(cells()), 0);
+  int64_t found = 0;
+  for (int64_t cell = 0; cell < cells(); ++cell) {
+    for (int64_t place = int64_t{offsets[cell]} * kBlockRows;
+         place < int64_t{offsets[cell + 1]} * kBlockRows; ++place) {
+      const int32_t id = arrays_.row_ids[place];
+      if (id < -1 || id >= dense_.rows) {
+        refuse("row_ids", place, std::to_string(id), "-1 to " + std::to_string(dense_.rows - 1));
+      }
+      if (id < 0) continue;
+      if (seen[static_cast<size_t>(id)]) {
+        refuse("row_ids", place, std::to_string(id), "each row once");
+      }
+      seen[static_cast<size_t>(id)] = true;
+      ++sizes_[static_cast<size_t>(cell)];
+      ++found;
+    }
+  }
+  if (found != dense_.rows) {
+    throw std::invalid_argument("input 'row_ids': " + std::to_string(found) +
+                                " rows, expected all " + std::to_string(dense_.rows));
+  }
+}
+
+}  // namespace qcompile

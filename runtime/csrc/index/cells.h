@@ -1,0 +1,79 @@
+// An output layer whose rows lie in cells, learned buckets of rows that are near each other, so
+// that a search reads only those that promise most. runtime/reference/cells.py is its ground truth.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "index/cell_kernels.h"
+#include "index/head.h"
+
+namespace qcompile {
+
+// The constants of a file, of which nothing has been checked but their extents.
+struct CellArrays {
+  int64_t blocks = 0;
+  int64_t cells = 0;
+  const int8_t* packed = nullptr;         // [blocks, step_count, 16, 4], cell after cell
+  const float* scale = nullptr;           // [blocks * 16]
+  const float* error = nullptr;           // [blocks * 16]
+  const uint32_t* offsets = nullptr;      // [cells + 1] first block of each cell
+  const int32_t* row_ids = nullptr;       // [blocks * 16] row of the layer, or -1
+  const int8_t* centroids = nullptr;      // [block_count(cells), step_count, 16, 4]
+  const float* centroid_scale = nullptr;  // [cells]
+  const float* cell_bias = nullptr;       // [cells]
+  const float* cell_spread = nullptr;     // [cells]
+};
+
+// Immutable once made, so any number of threads may use one.
+class CellIndex {
+ public:
+  // Throws std::invalid_argument, naming the array and the place in it, unless every row lies in
+  // exactly one cell and every value is usable.
+  CellIndex(const Dense& dense, const CellArrays& arrays, const Executor& executor);
+
+  const Dense& dense() const { return dense_; }
+  int64_t cells() const { return arrays_.cells; }
+  PackedBlocks rows() const { return {arrays_.packed, row_terms_.data(), steps()}; }
+  PackedBlocks centroids() const { return {arrays_.centroids, centroid_terms_.data(), steps()}; }
+  int64_t steps() const { return step_count(dense_.depth); }
+  int32_t first_block(int64_t cell) const { return static_cast<int32_t>(arrays_.offsets[cell]); }
+  int32_t id(uint32_t place) const { return arrays_.row_ids[place]; }
+  const float* spread() const { return arrays_.cell_spread; }
+  // Rows of a cell, without padding.
+  int64_t size(int64_t cell) const { return sizes_[static_cast<size_t>(cell)]; }
+
+ private:
+  void check_figures() const;
+  void check_places();
+
+  Dense dense_;
+  CellArrays arrays_;
+  std::vector<BlockTerms> row_terms_;
+  std::vector<BlockTerms> centroid_terms_;
+  std::vector<int32_t> sizes_;
+};
+
+struct CellSearch {
+  int64_t k = 1;
+  int64_t probes = 1;   // cells that are searched
+  int64_t rescore = 1;  // best rows of those that are scored in fp32; k at least
+  float spread = 0;     // multiple of a cell's spread and the query's norm that counts for the cell
+  // Further cells are searched while one's score, with this multiple of its spread and the query's
+  // norm, reaches the k-th best score found; 0 searches none.
+  float guard = 0;
+};
+
+// The k largest scores of rows in the cells of the greatest scores, for each of `count` hidden
+// vectors [count, depth]: into scores and ids [count, k], ordered as by linear_top_k. As many more
+// cells are searched as it takes to find k rows. A vector with NaN or infinity, or one for which
+// fewer than k rows have a score above minus infinity, gets what linear_top_k finds. The result
+// does not depend on the instruction set, the number of threads or the other vectors. Throws
+// std::invalid_argument unless 1 <= k <= rows.
+void cells_top_k(const CellIndex& index, const CellSearch& search, const float* hidden,
+                 int64_t count, float* scores, int64_t* ids, const Executor& executor,
+                 Isa isa = best_matrix_isa());
+
+}  // namespace qcompile

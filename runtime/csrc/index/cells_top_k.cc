@@ -1,0 +1,224 @@
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "index/best_scores.h"
+#include "index/cells.h"
+#include "index/operators.h"
+#include "index/query.h"
+#include "index/rescore.h"
+
+namespace qcompile {
+namespace {
+
+// Blocks whose scores are kept at once: half of the first-level cache.
+constexpr int64_t kListed = 256;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Ranked {
+  float score;
+  int32_t row;
+};
+
+bool before(const Ranked& a, const Ranked& b) {
+  if (std::isnan(a.score) != std::isnan(b.score)) return std::isnan(a.score);
+  if (a.score != b.score && !std::isnan(a.score)) return a.score > b.score;
+  return a.row < b.row;
+}
+
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
+// One thread's memory for one query.
+struct Workspace {
+  std::vector<Line> encoded;
+  std::vector<float> cell_scores;    // [cells, rounded up to blocks]
+  std::vector<float> spread_scores;  // the same with the cells' spreads
+  std::vector<int32_t> list;
+  std::vector<uint64_t> cells;  // rank keys of cells
+  std::vector<uint64_t> ranks;  // of the best rows
+  std::vector<float> scores;
+  std::vector<double> x;
+  std::vector<Ranked> ranked;
+  BestScores best;
+};
+
+class Search {
+ public:
+  Search(const CellIndex& index, const CellSearch& search, Isa isa, Workspace& workspace)
+      : index_(index),
+        search_(search),
+        isa_(isa),
+        reach_(not_below(isa)),
+        w_(workspace),
+        most_(std::max(search.k, search.rescore)) {}
+
+  // False if every score has to be computed.
+  bool run(const float* x, float* scores, int64_t* ids) {
+    const int64_t depth = index_.dense().depth;
+    w_.encoded.resize(static_cast<size_t>(ceil_div(index_.steps() * kBlockDepth, sizeof(Line))));
+    query_ = encode(x, depth, w_.encoded.data()->bytes, isa_);
+    if (!query_.finite) return false;
+    score_cells();
+    const int64_t probes = choose();
+    w_.best.start(most_);
+    for (int64_t i = 0; i < probes; ++i) list_cell(place_of(w_.cells[static_cast<size_t>(i)]));
+    scan();
+    if (search_.guard > 0) widen(probes);
+    return rescore(x, scores, ids);
+  }
+
+ private:
+  EncodedQueries encoded() const { return {w_.encoded.data()->bytes, 0, &query_.scale, 1}; }
+
+  void score_cells() {
+    const int64_t blocks = block_count(index_.cells());
+    w_.cell_scores.resize(static_cast<size_t>(blocks * kBlockRows));
+    w_.list.resize(static_cast<size_t>(blocks));
+    for (int64_t i = 0; i < blocks; ++i) w_.list[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+    cell_kernel(isa_, 1)(index_.centroids(), w_.list.data(), blocks, encoded(),
+                         w_.cell_scores.data());
+    if (search_.spread == 0) return;
+    w_.spread_scores = w_.cell_scores;
+    const float spread = search_.spread * query_.norm;
+    for (int64_t i = 0; i < index_.cells(); ++i) {
+      w_.spread_scores[static_cast<size_t>(i)] += spread * index_.spread()[i];
+    }
+  }
+
+  // What cells are ordered by.
+  const float* promises() const {
+    return (search_.spread == 0 ? w_.cell_scores : w_.spread_scores).data();
+  }
+
+  // Sorts the best cells to the front of w_.cells; returns how many are to be searched: `probes`,
+  // or as many as hold k rows.
+  int64_t choose() {
+    w_.list.resize(static_cast<size_t>(block_count(index_.cells())));
+    int64_t probes = std::min(search_.probes, index_.cells());
+    for (;;) {
+      w_.best.start(probes);
+      w_.best.add(promises(), w_.list.data(), std::ssize(w_.list), reach_);
+      w_.cells = w_.best.finish();
+      std::sort(w_.cells.begin(), w_.cells.end(), std::greater<>());
+      int64_t rows = 0;
+      for (uint64_t key : w_.cells) {
+        if (place_of(key) < index_.cells()) rows += index_.size(place_of(key));
+      }
+      if (rows >= search_.k || probes == index_.cells()) break;
+      probes = std::min(2 * probes, index_.cells());
+    }
+    w_.list.clear();
+    return probes;
+  }
+
+  void list_cell(int64_t cell) {
+    for (int32_t b = index_.first_block(cell); b < index_.first_block(cell + 1); ++b) {
+      w_.list.push_back(b);
+    }
+  }
+
+  void scan() {
+    const CellKernel kernel = cell_kernel(isa_, 1);
+    w_.scores.resize(kListed * kBlockRows);
+    for (int64_t first = 0; first < std::ssize(w_.list); first += kListed) {
+      const int64_t listed = std::min(kListed, std::ssize(w_.list) - first);
+      kernel(index_.rows(), w_.list.data() + first, listed, encoded(), w_.scores.data());
+      w_.best.add(w_.scores.data(), w_.list.data() + first, listed, reach_);
+    }
+    w_.list.clear();
+  }
+
+  bool rescore(const float* x, float* scores, int64_t* ids) {
+    const Dense& dense = index_.dense();
+    w_.x.assign(x, x + dense.depth);
+    w_.ranked.clear();
+    for (uint64_t key : w_.best.finish()) {
+      const int32_t row = index_.id(place_of(key));
+      if (row < 0) continue;
+      const char* begin = reinterpret_cast<const char*>(dense.weight + row * dense.depth);
+      for (size_t at = 0; at < dense.depth * sizeof(float); at += 64)
+        __builtin_prefetch(begin + at);
+      w_.ranked.push_back({0, row});
+    }
+    if (std::ssize(w_.ranked) < search_.k) return false;
+    const ScoreKernel score = score_kernel(isa_);
+    for (Ranked& each : w_.ranked) each.score = score(dense, each.row, w_.x.data());
+    std::partial_sort(w_.ranked.begin(), w_.ranked.begin() + search_.k, w_.ranked.end(), before);
+    for (int64_t i = 0; i < search_.k; ++i) {
+      scores[i] = w_.ranked[static_cast<size_t>(i)].score;
+      ids[i] = w_.ranked[static_cast<size_t>(i)].row;
+    }
+    return true;
+  }
+
+  // Searches every further cell whose bound reaches the k-th best score, the greatest bound first.
+  void widen(int64_t probes) {
+    for (int64_t i = 0; i < probes; ++i) {
+      w_.cell_scores[place_of(w_.cells[static_cast<size_t>(i)])] = -kInfinity;
+    }
+    const float spread = search_.guard * query_.norm;
+    float least = kth_best();
+    w_.cells.clear();
+    for (int64_t cell = 0; cell < index_.cells(); ++cell) {
+      const float bound =
+          w_.cell_scores[static_cast<size_t>(cell)] + spread * index_.spread()[cell];
+      if (bound >= least) w_.cells.push_back(rank_key(bound, static_cast<uint32_t>(cell)));
+    }
+    std::sort(w_.cells.begin(), w_.cells.end(), std::greater<>());
+    for (uint64_t key : w_.cells) {
+      if (score_of(key) < least) break;
+      list_cell(place_of(key));
+      scan();
+      least = kth_best();
+    }
+  }
+
+  // Minus infinity if fewer than k were found.
+  float kth_best() {
+    w_.ranks = w_.best.finish();
+    if (std::ssize(w_.ranks) < search_.k) return -kInfinity;
+    const auto kth = w_.ranks.begin() + search_.k - 1;
+    std::nth_element(w_.ranks.begin(), kth, w_.ranks.end(), std::greater<>());
+    return score_of(*kth);
+  }
+
+  const CellIndex& index_;
+  const CellSearch& search_;
+  const Isa isa_;
+  const NotBelow reach_;
+  Workspace& w_;
+  const int64_t most_;
+  Query query_;
+};
+
+}  // namespace
+
+void cells_top_k(const CellIndex& index, const CellSearch& search, const float* hidden,
+                 int64_t count, float* scores, int64_t* ids, const Executor& executor, Isa isa) {
+  const Dense& dense = index.dense();
+  if (search.k < 1 || search.k > dense.rows) {
+    throw std::invalid_argument("k is " + std::to_string(search.k) + ", expected 1 to " +
+                                std::to_string(dense.rows));
+  }
+  std::vector<char> done(static_cast<size_t>(count));
+  parallel_for(executor, count, 4, [&](int64_t begin, int64_t end) {
+    thread_local Workspace workspace;
+    for (int64_t i = begin; i < end; ++i) {
+      done[static_cast<size_t>(i)] =
+          Search(index, search, isa, workspace)
+              .run(hidden + i * dense.depth, scores + i * search.k, ids + i * search.k);
+    }
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    if (done[static_cast<size_t>(i)]) continue;
+    linear_top_k(Head(dense), hidden + i * dense.depth, 1, search.k, scores + i * search.k,
+                 ids + i * search.k, executor, isa);
+  }
+}
+
+}  // namespace qcompile

@@ -1,0 +1,145 @@
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+
+#include "index/build_cells.h"
+#include "index/cells.h"
+#include "python/arrays.h"
+#include "python/module.h"
+
+namespace nb = nanobind;
+
+namespace qcompile {
+namespace {
+
+Isa choose(const std::string& isa) { return isa == "auto" ? best_matrix_isa() : parse_isa(isa); }
+
+Dense dense_from(const ArrayIn<float>& weight, const ArrayIn<float>& bias) {
+  require_shape("weight", weight, {-1, -1});
+  if (weight.size() == 0) raise_data_error("weight: expected a non-empty matrix [N, d]");
+  const auto rows = static_cast<int64_t>(weight.shape(0));
+  require_shape("bias", bias, {rows});
+  return {weight.data(), bias.data(), rows, static_cast<int64_t>(weight.shape(1))};
+}
+
+nb::dict build(ArrayIn<float> weight, ArrayIn<float> bias, int64_t cells, uint64_t seed,
+               int threads, const nb::object& progress, const std::string& isa) {
+  const Dense dense = dense_from(weight, bias);
+  if (cells < 1) raise_data_error("cells is " + std::to_string(cells) + ", expected at least 1");
+  const auto tell = [&](double part) {
+    const nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (!progress.is_none()) progress(part);
+  };
+  BuiltCells built = without_gil([&] {
+    return build_cells(dense, {.clusters = cells, .seed = seed}, OpenMPExecutor(threads), tell,
+                       choose(isa));
+  });
+  const auto steps = static_cast<size_t>(step_count(dense.depth));
+  nb::dict result;
+  result["packed"] = to_array(std::move(built.packed), {static_cast<size_t>(built.blocks), steps,
+                                                        size_t{kBlockRows}, size_t{kBlockDepth}})
+                         .cast();
+  result["scale"] = to_array(std::move(built.scale)).cast();
+  result["error"] = to_array(std::move(built.error)).cast();
+  result["offsets"] = to_array(std::move(built.offsets)).cast();
+  result["row_ids"] = to_array(std::move(built.row_ids)).cast();
+  const auto blocks = static_cast<size_t>(block_count(built.cells));
+  result["centroids"] =
+      to_array(std::move(built.centroids), {blocks, steps, size_t{kBlockRows}, size_t{kBlockDepth}})
+          .cast();
+  result["centroid_scale"] = to_array(std::move(built.centroid_scale)).cast();
+  result["cell_bias"] = to_array(std::move(built.cell_bias)).cast();
+  result["cell_spread"] = to_array(std::move(built.cell_spread)).cast();
+  return result;
+}
+
+// A layer in cells, in Python: keeps its arrays alive.
+class PyCells {
+ public:
+  PyCells(ArrayIn<float> weight, ArrayIn<float> bias, ArrayIn<int8_t> packed, ArrayIn<float> scale,
+          ArrayIn<float> error, ArrayIn<uint32_t> offsets, ArrayIn<int32_t> row_ids,
+          ArrayIn<int8_t> centroids, ArrayIn<float> centroid_scale, ArrayIn<float> cell_bias,
+          ArrayIn<float> cell_spread)
+      : floats_{weight, bias, scale, error, centroid_scale, cell_bias, cell_spread},
+        bytes_{packed, centroids},
+        offsets_(offsets),
+        row_ids_(row_ids) {
+    const Dense dense = dense_from(weight, bias);
+    const int64_t steps = step_count(dense.depth);
+    require_shape("packed", packed, {-1, steps, kBlockRows, kBlockDepth});
+    const auto blocks = static_cast<int64_t>(packed.shape(0));
+    require_shape("offsets", offsets, {-1});
+    const int64_t cells = static_cast<int64_t>(offsets.shape(0)) - 1;
+    if (blocks < 1 || cells < 1) raise_data_error("offsets: expected at least one cell");
+    const int64_t places = blocks * kBlockRows;
+    require_shape("scale", scale, {places});
+    require_shape("error", error, {places});
+    require_shape("row_ids", row_ids, {places});
+    require_shape("centroids", centroids, {block_count(cells), steps, kBlockRows, kBlockDepth});
+    require_shape("centroid_scale", centroid_scale, {cells});
+    require_shape("cell_bias", cell_bias, {cells});
+    require_shape("cell_spread", cell_spread, {cells});
+    index_ = without_gil([&] {
+      return std::make_unique<const CellIndex>(
+          dense,
+          CellArrays{blocks, cells, packed.data(), scale.data(), error.data(), offsets.data(),
+                     row_ids.data(), centroids.data(), centroid_scale.data(), cell_bias.data(),
+                     cell_spread.data()},
+          OpenMPExecutor());
+    });
+  }
+
+  nb::tuple top_k(ArrayIn<float> hidden, int64_t k, int64_t probes, int64_t rescore, float spread,
+                  float guard, const std::string& isa, int threads) const {
+    require_shape("hidden", hidden, {-1, index_->dense().depth});
+    const int64_t rows = index_->dense().rows;
+    if (k < 1 || k > rows) {
+      raise_data_error("k is " + std::to_string(k) + ", expected 1 to " + std::to_string(rows));
+    }
+    const size_t count = hidden.shape(0), width = static_cast<size_t>(k);
+    std::vector<float> scores(count * width);
+    std::vector<int64_t> ids(count * width);
+    without_gil([&] {
+      cells_top_k(*index_,
+                  {.k = k, .probes = probes, .rescore = rescore, .spread = spread, .guard = guard},
+                  hidden.data(), static_cast<int64_t>(count), scores.data(), ids.data(),
+                  OpenMPExecutor(threads), choose(isa));
+    });
+    return nb::make_tuple(to_array(std::move(scores), {count, width}),
+                          to_array(std::move(ids), {count, width}));
+  }
+
+ private:
+  ArrayIn<float> floats_[7];
+  ArrayIn<int8_t> bytes_[2];
+  ArrayIn<uint32_t> offsets_;
+  ArrayIn<int32_t> row_ids_;
+  std::unique_ptr<const CellIndex> index_;
+};
+
+}  // namespace
+
+void bind_cells(nb::module_& module) {
+  module.def("build_cells", &build, nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
+             nb::arg("cells"), nb::arg("seed") = 0, nb::arg("threads") = 0,
+             nb::arg("progress") = nb::none(), nb::arg("isa") = "auto",
+             "Arrays of LinearTopK's mode cells, by their names; see qcompile.runtime.index.");
+  nb::class_<PyCells>(module, "Cells", "An output layer in learned cells.")
+      .def(nb::init<ArrayIn<float>, ArrayIn<float>, ArrayIn<int8_t>, ArrayIn<float>, ArrayIn<float>,
+                    ArrayIn<uint32_t>, ArrayIn<int32_t>, ArrayIn<int8_t>, ArrayIn<float>,
+                    ArrayIn<float>, ArrayIn<float>>(),
+           nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
+           nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
+           nb::arg("error").noconvert(), nb::arg("offsets").noconvert(),
+           nb::arg("row_ids").noconvert(), nb::arg("centroids").noconvert(),
+           nb::arg("centroid_scale").noconvert(), nb::arg("cell_bias").noconvert(),
+           nb::arg("cell_spread").noconvert())
+      .def("top_k", &PyCells::top_k, nb::arg("hidden").noconvert(), nb::arg("k"), nb::kw_only(),
+           nb::arg("probes"), nb::arg("rescore") = 32, nb::arg("spread") = 0.0f,
+           nb::arg("guard") = 0.0f, nb::arg("isa") = "auto", nb::arg("threads") = 1,
+           "The k best scores found, and their ids, [B, k], of hidden [B, d].");
+}
+
+}  // namespace qcompile

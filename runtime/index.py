@@ -1,0 +1,108 @@
+"""Indexes of an output layer: what ``LinearTopK`` reads besides weight and bias, in each mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile import ops
+from qcompile.errors import DataError
+
+__all__ = ["Index", "build_cells", "build_exact"]
+
+Attribute = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The constant inputs and the attributes of ``LinearTopK`` in one mode, for one layer.
+
+    Args:
+        mode: ``exact`` or ``cells``.
+        arrays: the inputs after weight and bias, in order; see :mod:`qcompile.ops`.
+        attributes: those that differ from their defaults, without ``k`` and ``mode``.
+    """
+
+    mode: str
+    arrays: Mapping[str, NDArray[Any]]
+    attributes: Mapping[str, Attribute] = dataclasses.field(default_factory=dict)
+
+    def with_attributes(self, **attributes: Attribute) -> Index:
+        """Return the same index, searched otherwise.
+
+        Raises:
+            DataError: ``LinearTopK`` has no such attribute, or not of that type.
+        """
+        known = {name: type(value) for name, value in ops.LINEAR_TOP_K.attributes}
+        merged = dict(self.attributes)
+        for name, value in attributes.items():
+            if name in ("k", "mode") or name not in known:
+                names = ", ".join(name for name in known if name not in ("k", "mode"))
+                raise DataError(f"index: no attribute {name!r}; there are {names}.")
+            try:
+                merged[name] = known[name](value)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"index: attribute {name} is {value!r}, expected {known[name].__name__}."
+                ) from None
+        return dataclasses.replace(self, attributes=merged)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def build_exact(weight: NDArray[np.float32]) -> Index:
+    """Pack ``weight`` [N, d], float32, for the exact scan.
+
+    Raises:
+        DataError: not a non-empty float32 matrix, or a value that is NaN or infinite.
+    """
+    from qcompile.runtime import _core
+
+    names = ops.LINEAR_TOP_K.inputs[3 : ops.TOP_K_INPUTS["exact"]]
+    return Index("exact", dict(zip(names, _core.pack_rows(weight), strict=True)))
+
+
+def build_cells(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    *,
+    cells: int | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Index:
+    """Divide the rows of an output layer into cells, by k-means on the weights alone.
+
+    The bias is no coordinate: its spread would hide that of the weights. A cell has the mean of its
+    biases, a row its own.
+
+    Args:
+        weight: float32 [N, d].
+        bias: float32 [N].
+        cells: how many at most, 1 to N; 10 √N if it is not given.
+        seed: of the rows that the clusters start at. Neither threads nor instruction sets change
+            the result.
+        threads: how many to use; 0 for all.
+        progress: called with the part that is done, up to 1.0; what it raises ends the build.
+
+    Raises:
+        DataError: shapes or types do not fit, ``cells`` is out of range, or a weight is NaN or
+            infinite.
+    """
+    from qcompile.runtime import _core
+
+    rows = len(weight)
+    if cells is None:
+        cells = min(rows, math.ceil(10 * math.sqrt(rows)))
+    if not 1 <= cells <= rows:
+        raise DataError(f"build_cells: cells is {cells}, expected 1 to the {rows} rows.")
+    arrays = _core.build_cells(weight, bias, cells, seed, threads, progress)
+    return Index("cells", arrays)

@@ -1,0 +1,127 @@
+"""Search of an output layer in learned cells, in NumPy: ground truth of ``_core.Cells``.
+
+A cell's score is what its centroid scores in int8, plus the mean of its biases, plus a multiple of
+its spread and of the hidden vector's norm. The cells of the greatest scores are searched: their
+rows are scored in int8, and the best of those in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile import ops
+from qcompile.runtime.reference import head
+from qcompile.runtime.reference.index import pack, unpack
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def cells_top_k(
+    hidden: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    arrays: Arrays,
+    k: int,
+    *,
+    probes: int = 32,
+    rescore: int = 32,
+    spread: float = 0.0,
+    guard: float = 0.0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k best scores found in the best cells, and their ids, [B, k].
+
+    Args:
+        hidden: float32 [B, d].
+        weight: float32 [N, d].
+        bias: float32 [N].
+        arrays: of :func:`qcompile.runtime.index.build_cells`.
+        k: how many.
+        probes: cells that are searched; more where they hold fewer than k rows.
+        rescore: rows that are scored in fp32; k where that is more.
+        spread: multiple of a cell's spread that counts for it.
+        guard: where it is not 0, further cells are searched while the score of one, with this
+            multiple of its spread, reaches the k-th best int8 score.
+    """
+    search = _Search(weight, bias, arrays, k, max(k, rescore))
+    scores = np.empty((len(hidden), k), np.float32)
+    ids = np.empty((len(hidden), k), np.int64)
+    for i, x in enumerate(hidden):
+        rows = search.rows_of(x, probes, np.float32(spread), np.float32(guard))
+        if len(rows) < k:
+            rows = np.arange(len(weight))
+        scores[i], best = head.linear_top_k(x, weight[rows], bias[rows], k)
+        ids[i] = rows[best]
+    return scores, ids
+
+
+class _Search:
+    def __init__(
+        self,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        arrays: Arrays,
+        k: int,
+        most: int,
+    ) -> None:
+        places, depth = len(arrays["row_ids"]), weight.shape[1]
+        self.k, self.most = k, most
+        self.arrays = arrays
+        self.rows = unpack(arrays["packed"], places, depth)
+        self.row_ids = arrays["row_ids"]
+        lowest = np.finfo(np.float32).min
+        row_bias = np.maximum(bias[self.row_ids], lowest)
+        self.row_bias = np.where(self.row_ids < 0, -np.inf, row_bias).astype(np.float32)
+        cells = len(arrays["centroid_scale"])
+        self.centroids = unpack(arrays["centroids"], cells, depth)
+        offsets = arrays["offsets"].astype(np.int64) * ops.BLOCK_ROWS
+        cell_of = np.repeat(np.arange(cells), offsets[1:] - offsets[:-1])
+        self.cell_of = np.where(self.row_ids < 0, -1, cell_of)
+
+    def rows_of(
+        self, x: NDArray[np.float32], probes: int, spread: np.float32, guard: np.float32
+    ) -> NDArray[np.int64]:
+        """Return the rows to be scored in fp32, ascending; none for a vector without a norm."""
+        arrays = self.arrays
+        norm = _norm(x)
+        if not np.isfinite(norm):
+            return np.empty(0, np.int64)
+        query = pack(x[None])
+        values, scale = unpack(query.packed, 1, len(x))[0], query.scale[0]
+        cell_score = _scores(self.centroids, values, arrays["centroid_scale"] * scale)
+        cell_score = cell_score + arrays["cell_bias"]
+        cell_spread = arrays["cell_spread"]
+        order = np.argsort(-(cell_score + (spread * norm) * cell_spread), kind="stable")
+        probes = min(probes, len(order))
+        while np.isin(self.cell_of, order[:probes]).sum() < self.k and probes < len(order):
+            probes = min(2 * probes, len(order))
+        row_score = _scores(self.rows, values, arrays["scale"] * scale) + self.row_bias
+        searched = np.isin(self.cell_of, order[:probes])
+        if guard > 0:
+            bound = cell_score + (guard * norm) * cell_spread
+            rest = order[probes:]
+            for cell in rest[np.argsort(-bound[rest], kind="stable")]:
+                least = -np.sort(-row_score[searched])[self.k - 1]
+                if bound[cell] < least:
+                    break
+                searched |= self.cell_of == cell
+        places = np.flatnonzero(searched)
+        best = places[np.argsort(-row_score[places], kind="stable")][: self.most]
+        return np.sort(self.row_ids[best]).astype(np.int64)
+
+
+def _scores(
+    rows: NDArray[np.int8], values: NDArray[np.int8], scale: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    return (rows.astype(np.int32) @ values.astype(np.int32)).astype(np.float32) * scale
+
+
+def _norm(x: NDArray[np.float32]) -> np.float32:
+    """The norm as index/query.h has it: summed in order in float64 and rounded up."""
+    total = np.cumsum(np.square(x.astype(np.float64)))[-1]
+    exact = np.sqrt(total) * (1 + (len(x) + 4) * 2.0**-52)
+    nearest = np.float32(exact)
+    return nearest if nearest >= exact else np.nextafter(nearest, np.float32(np.inf))
