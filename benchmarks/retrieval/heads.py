@@ -23,12 +23,14 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
+from scipy.special import ndtr
 
 __all__ = ["SHAPES", "Head", "Shape", "best", "describe", "synthetic"]
 
-_REVISION = 1  # of the recipe; part of the name of a cached file
+_REVISION = 2  # of the recipe; part of the name of a cached file
 _ARRAYS = ("weight", "bias", "calibration", "queries", "labels")
 _CHUNK = 16_384  # labels or examples drawn at a time, from a stream of their own
+_SCATTER = 100_000  # examples that the scatter within labels is estimated from
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,16 @@ class Shape:
         topics: groups of labels.
         super_topics: groups of topics.
         features: of the input.
+        super_pool: features that the topics of a super-topic draw from.
+        inherited: share of a topic's pool that comes from its super-topic's.
         pool: features that the labels of a topic draw from.
         own: features of a label that no other is meant to have.
         shared: features of a label from its topic's pool.
         length: features of an example, with repetitions.
         signal: share of an example's features that come from the label's prototype.
         topical: share that come from the topic's pool; the rest come from anywhere.
-        draws: examples that a label's mean is estimated from.
+        ridge: added to the scatter within labels, as a share of its mean; keeps weights small, as
+            weight decay does.
         popularity: exponent of the power law of the labels' frequency.
         seed: of everything.
     """
@@ -57,13 +62,15 @@ class Shape:
     topics: int = 2_000
     super_topics: int = 60
     features: int = 60_000
-    pool: int = 44
+    super_pool: int = 24
+    inherited: float = 0.85
+    pool: int = 20
     own: int = 4
-    shared: int = 9
-    length: int = 19
-    signal: float = 0.44
-    topical: float = 0.5
-    draws: int = 5
+    shared: int = 8
+    length: int = 24
+    signal: float = 0.22
+    topical: float = 0.68
+    ridge: float = 4.0
     popularity: float = 1.0
     seed: int = 0
 
@@ -71,7 +78,7 @@ class Shape:
 SHAPES = {
     "w670": Shape(670_091),
     "w200": Shape(200_113),
-    "w20": Shape(20_011, topics=200, super_topics=20, draws=3),
+    "w20": Shape(20_011, topics=200, super_topics=20),
 }
 """The heads that have names: for the benchmark, and a small one for quick checks."""
 
@@ -136,11 +143,10 @@ class _World:
         self.shape = shape
         random = np.random.default_rng([shape.seed, shape.labels])
         of_topic = random.integers(shape.super_topics, size=shape.topics)
-        above = random.integers(shape.features, size=(shape.super_topics, 4 * shape.pool))
-        drawn = random.integers(4 * shape.pool, size=(shape.topics, shape.pool))
+        above = random.integers(shape.features, size=(shape.super_topics, shape.super_pool))
+        drawn = random.integers(shape.super_pool, size=(shape.topics, shape.pool))
         alone = random.integers(shape.features, size=(shape.topics, shape.pool))
-        # Half of a topic's pool is its super-topic's.
-        mixed = random.random(alone.shape) < 0.5
+        mixed = random.random(alone.shape) < shape.inherited
         self.pools = np.where(mixed, above[of_topic[:, None], drawn], alone).astype(np.int32)
         self.topic = random.integers(shape.topics, size=shape.labels)
         own = random.integers(shape.features, size=(shape.labels, shape.own), dtype=np.int32)
@@ -168,6 +174,27 @@ class _World:
         bags = sparse.csr_array((values, ids.ravel(), starts), shape=(count, shape.features))
         return np.maximum(bags @ self.embedding, 0)
 
+    def mean(self, labels: np.ndarray) -> np.ndarray:
+        """Return what is expected of some labels' hidden vectors: float32 [len(labels), d].
+
+        The sum of an example's embeddings is close to normal; this is the mean of a normal
+        variable's positive part.
+        """
+        shape = self.shape
+        share = (shape.signal, shape.topical, 1 - shape.signal - shape.topical)
+        drawn = self.prototypes[labels], self.pools[self.topic[labels]]
+        first, second = (
+            share[0] * of[0] + share[1] * of[1] + share[2] * everywhere
+            for of, everywhere in (
+                ([_mean(table, ids) for ids in drawn], table.mean(axis=0))
+                for table in (self.embedding, np.square(self.embedding))
+            )
+        )
+        deviation = np.sqrt(second - np.square(first))
+        place = shape.length**0.5 * first / deviation
+        density = np.exp(-0.5 * np.square(place)) * (2 * np.pi) ** -0.5
+        return (deviation * (place * ndtr(place) + density)).astype(np.float32)
+
     def examples(self, stream: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw labels by their frequency, and an example of each."""
         random = np.random.default_rng([self.shape.seed, stream])
@@ -176,53 +203,41 @@ class _World:
         return self.hidden(labels, random), labels
 
 
+def _mean(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the mean of the rows that each line of ids names."""
+    count, width = ids.shape
+    values = np.full(ids.size, 1 / width, np.float32)
+    starts = np.arange(count + 1) * width
+    return sparse.csr_array((values, ids.ravel(), starts), shape=(count, len(table))) @ table
+
+
 def _make(name: str, shape: Shape, queries: int) -> Head:
     """Build a head from nothing."""
     world = _World(shape)
-    parts = [
-        np.arange(start, min(start + _CHUNK, shape.labels))
-        for start in range(0, shape.labels, _CHUNK)
-    ]
-
-    def class_means(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means of some labels' draws, and the sum of the draws' scatter about them."""
-        random = np.random.default_rng([shape.seed, 1, int(labels[0])])
-        mean = np.zeros((len(labels), shape.depth), np.float32)
-        second = np.zeros((shape.depth, shape.depth))
-        for _ in range(shape.draws):
-            drawn = world.hidden(labels, random)
-            mean += drawn
-            second += drawn.T @ drawn
-        mean /= shape.draws
-        return mean, second - shape.draws * (mean.T @ mean)
-
+    starts = range(0, shape.labels, _CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        means, scatters = zip(*pool.map(class_means, parts), strict=True)
-    within = sum(scatters) / (shape.labels * (shape.draws - 1))
-    mean = np.concatenate(means)
-    weight, bias = _discriminant(mean, within, shape.draws, world.frequency)
+        parts = pool.map(world.mean, (np.arange(shape.labels)[i : i + _CHUNK] for i in starts))
+        mean = np.concatenate(list(parts))
+    some, labels = world.examples(1, _SCATTER)
+    residual = some - mean[labels]
+    within = residual.T @ residual / _SCATTER
+    within += shape.ridge * np.trace(within) / shape.depth * np.eye(shape.depth)
+    weight, bias = _discriminant(mean, within, world.frequency)
     calibration, _ = world.examples(2, queries)
     measured, labels = world.examples(3, queries)
     return Head(name, weight, bias, calibration, measured, labels)
 
 
 def _discriminant(
-    mean: np.ndarray, within: np.ndarray, draws: int, frequency: np.ndarray
+    mean: np.ndarray, within: np.ndarray, frequency: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return weight and bias of the linear discriminant of Gaussian classes.
 
-    Means of few draws are noisy: they are shrunk to what is expected of them, and the doubt that
-    remains is added to the scatter within (Ioffe, Probabilistic Linear Discriminant Analysis).
+    Weights are taken from their mean, which changes all scores of an example alike.
     """
-    centre = mean.mean(axis=0, dtype=np.float64)
-    total = np.cov(mean[:: max(1, len(mean) // 100_000)].T.astype(np.float64))
-    between = total - within / draws
-    shrink = np.linalg.solve(total, between)
-    doubt = between - between @ shrink
-    inverse = np.linalg.inv(within + doubt).astype(np.float32)
-    mean = (mean - centre.astype(np.float32)) @ shrink.astype(np.float32)
-    weight = mean @ inverse
-    bias = np.log(frequency) - np.einsum("nd,nd->n", weight, centre.astype(np.float32) + 0.5 * mean)
+    weight = mean @ np.linalg.inv(within)
+    bias = np.log(frequency) - 0.5 * np.einsum("nd,nd->n", weight, mean)
+    weight -= weight.mean(axis=0)
     return weight, (bias - bias.mean()).astype(np.float32)
 
 

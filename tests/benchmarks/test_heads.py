@@ -27,7 +27,7 @@ def test_a_head_is_seeded(head, tmp_path):
 def test_a_kept_head_is_read_back(head, folder):
     again = synthetic("w20", folder, queries=512)
     assert np.array_equal(again.weight, head.weight)
-    assert [place.name for place in folder.iterdir()] == ["w20-1-512"]
+    assert [place.name for place in folder.iterdir()] == ["w20-2-512"]
 
 
 def test_a_head_is_like_a_trained_one(head):
@@ -35,9 +35,9 @@ def test_a_head_is_like_a_trained_one(head):
     assert head.weight.shape == (20_011, 128)
     assert head.weight.dtype == head.bias.dtype == head.queries.dtype == np.float32
     assert 0.45 < figures["share of zeros in the queries"] < 0.55
-    assert 0.3 < figures["P@1"] < 0.9
+    assert 0.2 < figures["P@1"] < 0.9
     assert figures["right topic"] > figures["P@1"]
-    assert 3 < figures["standard deviation of the bias"] < 10
+    assert 2 < figures["standard deviation of the bias"] < 10
     assert not np.array_equal(head.calibration, head.queries)
 
 
