@@ -82,8 +82,9 @@ class LinearLayer:
         if np.all(factor == 1):
             return
         factor = np.asarray(factor, np.float32)
-        self.weight = self.weight * (factor[:, None] if factor.ndim else factor)
-        self.bias = self.bias * factor
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by name
+            self.weight = self.weight * (factor[:, None] if factor.ndim else factor)
+            self.bias = self.bias * factor
 
     def shift(self, offset: np.ndarray) -> None:
         """Add one number to the scores, or one for each output."""

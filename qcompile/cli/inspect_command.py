@@ -41,10 +41,13 @@ def inspect_onnx(source: str, min_outputs: int) -> tuple[dict[str, Any], Report]
         ExportError: the file cannot be read.
     """
     from qcompile.exporter.onnx_model import no_surprises
-    from qcompile.exporter.reading import external_files, read_onnx
+    from qcompile.exporter.probing import survive
+    from qcompile.exporter.reading import external_files, node_count, read_onnx
     from qcompile.passes.onnx.output_layer import OutputLayer
+    from qcompile.passes.onnx.shapes import Shapes
 
     model = read_onnx(source)
+    survive(Path(source), lambda: Shapes(model), node_count(model))
     operators = Counter(
         f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         for node in model.graph.all_nodes()

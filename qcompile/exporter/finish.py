@@ -125,7 +125,7 @@ def _measure(stage: Staging, reference: Reference, plan: Plan) -> dict[str, tupl
         return {}
     before = Session(reference.before, plugin=False, literal=False)
     feeds = reference.cases[0][0]
-    found = {"model": interleaved(lambda: before.run(feeds), lambda: after.run(feeds))}
+    found = {"model": interleaved(lambda: before.timed(feeds), lambda: after.timed(feeds))}
     if len(plan.heads) == 1:
         head = measure_heads(reference.before, stage, plan.heads[0], feeds)
         if head is not None:

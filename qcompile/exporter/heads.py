@@ -33,7 +33,7 @@ def measure_heads(
     activations = Session(front, plugin=False).run(feeds)
     first = Session(old, plugin=False, literal=False)
     second = Session(new, plugin=True, literal=False)
-    return interleaved(lambda: first.run(activations), lambda: second.run(activations))
+    return interleaved(lambda: first.timed(activations), lambda: second.timed(activations))
 
 
 def cut(source: Path, inputs: Sequence[str], outputs: Sequence[str], path: Path) -> Path:

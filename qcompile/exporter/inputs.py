@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import DataError, ExportError
-from qcompile.exporter.sessions import Session
+from qcompile.exporter.sessions import RunTooLongError, Session
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -83,6 +83,8 @@ def invented(session: Session, model: ir.Model) -> dict[str, np.ndarray]:
             feeds = dict(_random(session, first, rest, tables))
             session.run(feeds)
             return feeds
+        except RunTooLongError:
+            raise
         except ExportError as error:
             failure = error
     raise ExportError(

@@ -15,7 +15,8 @@ from qcompile import ops
 from qcompile.errors import ExportError, PassError, QCompileError
 from qcompile.exporter import inputs as example
 from qcompile.exporter.finish import Plan, Reference, finish
-from qcompile.exporter.reading import external_files, read_onnx, silent
+from qcompile.exporter.probing import survive
+from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
 from qcompile.exporter.result import ExportResult
 from qcompile.exporter.sessions import Feeds, Session, brief
 from qcompile.exporter.verify import Expectation
@@ -72,6 +73,7 @@ def export_onnx(
     say(f"reading {source}")
     model = read_onnx(source)
     outside = external_files(model)
+    survive(source, lambda: Shapes(model), node_count(model))
     size = source.stat().st_size + sum(file.stat().st_size for file in outside)
     with no_surprises(source), staging(output) as stage:
         say("replacing the output layer")

@@ -79,6 +79,13 @@ def external_files(model: ir.Model) -> list[Path]:
     return sorted(found)
 
 
+def node_count(model: ir.Model) -> int:
+    """Return how many nodes a model holds, sub-graphs and local functions included."""
+    return sum(1 for graph in model.graphs() for _ in graph) + sum(
+        len(function) for function in model.functions.values()
+    )
+
+
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         if not path.is_file():
@@ -113,6 +120,8 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             )
         for tensor in graph.initializer:
             _check_tensor(tensor, path)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            _check_shape(value, path)
     for node in _nodes(proto, path):
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors):
@@ -215,6 +224,14 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
             f"{where} of shape {list(tensor.dims)} needs {claimed:,} {unit} but brings {held:,}; "
             "the file is damaged or cut short."
         )
+
+
+def _check_shape(value: onnx.ValueInfoProto, path: Path) -> None:
+    for dimension in value.type.tensor_type.shape.dim:
+        if dimension.HasField("dim_value") and dimension.dim_value < 0:
+            raise ExportError(
+                f"{path}: value {value.name!r} has a negative dimension {dimension.dim_value}."
+            )
 
 
 def _bytes(data_type: int, elements: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import numpy as np
 from qcompile.errors import ExportError
 
 Feeds = Mapping[str, np.ndarray]
+
+LONGEST_RUN = 600.0
+"""Seconds after which a run is ended: a file may hold a loop without end."""
+
+
+class RunTooLongError(ExportError):
+    """A run took longer than :data:`LONGEST_RUN`, and was ended."""
 
 
 class Session:
@@ -63,9 +71,29 @@ class Session:
 
         Raises:
             ExportError: onnxruntime fails on these inputs.
+            RunTooLongError: it takes longer than :data:`LONGEST_RUN`.
         """
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        watch = threading.Timer(LONGEST_RUN, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
         try:
-            values = self._session.run(None, dict(feeds))
+            return self.timed(feeds, options)
+        except ExportError as error:
+            if options.terminate:
+                raise RunTooLongError(
+                    f"{self.model.name}: a run takes longer than {LONGEST_RUN:g} seconds."
+                ) from error
+            raise
+        finally:
+            watch.cancel()
+
+    def timed(self, feeds: Feeds, options: Any = None) -> dict[str, Any]:
+        """Do as :meth:`run` does, without the watch, whose thread would count as latency."""
+        try:
+            values = self._session.run(None, dict(feeds), options)
         except Exception as error:
             raise ExportError(f"{self.model.name}: onnxruntime fails: {brief(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
