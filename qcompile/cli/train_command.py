@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.cli.output import print_json, print_pairs, progress_console
 from qcompile.cli.train_options import train_config
-from qcompile.errors import CheckpointError, ConfigurationError, QCompileWarning
+from qcompile.errors import (
+    CheckpointError,
+    ConfigurationError,
+    ExportError,
+    QCompileError,
+    QCompileWarning,
+)
 from qcompile.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -148,10 +154,15 @@ def _observers(options: argparse.Namespace) -> list[Observer]:
 
 
 def _described(train: SparseDataset, test: SparseDataset | None) -> str:
-    skipped = len(train) - len(train.labelled_rows)
+    notes = {
+        "without labels, skipped": len(train) - len(train.labelled_rows),
+        "without features": train.report.get("empty_rows", 0),
+        "entries named twice, summed": train.report.get("merged", 0),
+    }
+    noted = "; ".join(f"{count:,} {what}" for what, count in notes.items() if count)
     return (
         f"{len(train):,} examples"
-        + (f" ({skipped:,} without labels, skipped)" if skipped else "")
+        + (f" ({noted})" if noted else "")
         + f", {train.num_features:,} features, {train.num_labels:,} labels; "
         + ("nothing to evaluate" if test is None else f"{len(test):,} examples to evaluate")
     )
@@ -188,7 +199,13 @@ def _export(result: TrainResult, examples: SparseDataset, request: _Request) -> 
 
     some = examples.batch(range(min(4, len(examples)))).features
     path = request.folder / _MODEL
-    exported = export_classifier(result.model, path, some, top_k=request.config.top_k)
+    try:
+        exported = export_classifier(result.model, path, some, top_k=request.config.top_k)
+    except QCompileError as error:
+        raise ExportError(
+            f"{error} The trained network is in {result.checkpoint}; once this is mended, qcompile "
+            f"train --resume {request.folder} exports it."
+        ) from error
     return {"path": str(exported.path), "max_difference": exported.max_difference}
 
 

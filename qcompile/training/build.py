@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, ShardedLSHLinear, distribute
+from qcompile.errors import ConfigurationError
 from qcompile.nn.lsh import LSHLinear
 from qcompile.optim import SGD, Adam, AdamW
 from qcompile.training.batches import moments
@@ -23,8 +25,10 @@ def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> Extr
     Several ranks divide the output layer; the first layer learns from the examples of all.
 
     Raises:
-        ConfigurationError: the form of quadratic neuron needs too many weights.
+        ConfigurationError: the form of quadratic neuron needs too many weights, or the network more
+            memory than there is.
     """
+    _check_memory(config, train, group)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = ExtremeClassifier(
@@ -37,6 +41,30 @@ def build_model(config: TrainConfig, train: SparseDataset, group: Group) -> Extr
         )
         model.draw(torch.Generator().manual_seed(config.seed), *moments(train))
     return model if group.size == 1 else distribute(model, group)
+
+
+def _check_memory(config: TrainConfig, train: SparseDataset, group: Group) -> None:
+    labels = -(-train.num_labels // group.size)
+    weights = train.num_features * config.hidden[0] + labels * config.hidden[-1]
+    stored = STORED[config.storage].itemsize
+    moments = 0 if config.optimizer == "sgd" else 2 * stored
+    halves = 2 if config.storage == "bf16" else 0  # the lower ones of the weights
+    needed, there = weights * (stored + halves + moments), _memory()
+    if needed > there:
+        raise ConfigurationError(
+            f"training: {train.num_features:,} features and {train.num_labels:,} labels take "
+            f"{needed / 1e9:,.1f} GB of weights and moments, this machine has {there / 1e9:,.1f} "
+            "GB. If the data name no such label or feature on purpose, correct them; otherwise "
+            "try a narrower --hidden, --storage bf16 or more machines."
+        )
+
+
+def _memory() -> float:
+    """Return the bytes of the machine's memory, infinity where they are not known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def build_head(config: TrainConfig, labels: int, group: Group) -> LSHLinear:

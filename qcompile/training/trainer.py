@@ -83,9 +83,9 @@ class Trainer:
         self._batches = Batches(
             train, config.batch, config.seed, self._group.rank, self._group.size
         )
-        self._evaluator = None if test is None else Evaluator(train, test, self._group)
         self.model = build_model(config, train, self._group)
         self._optimizer = build_optimizer(config, self.model)
+        self._evaluator = None if test is None else Evaluator(train, test, self._group)
         self._rates = [settings["lr"] for settings in self._optimizer.param_groups]
         self._steps = config.epochs * self._batches.per_epoch
         self._state = State()

@@ -161,6 +161,7 @@ def test_a_signal_saves_and_says_how_to_go_on(files, tmp_path, number):
         (["garbage.txt"], "line 3"),
         (["empty.txt"], "empty.txt"),
         (["unlabelled.txt"], "none of 2 rows has a label"),
+        (["vast.svm"], "2,147,483,647 labels take"),
         (["good.txt", "--test", "absent.txt"], "absent.txt"),
         (["good.txt", "--quadratic", "T1"], "n by n"),
         (["good.txt", "--quadratic", "T7"], "quadratic form"),
@@ -179,6 +180,7 @@ def test_bad_input_is_one_clear_message(files, tmp_path, capfd, arguments, says)
     Path("garbage.txt").write_text("2 3 2\n0 0:1 2:.5\n1 1:nan\n")
     Path("unlabelled.txt").write_text("2 3 2\n 0:1\n 1:2\n")
     Path("empty.txt").write_text("")
+    Path("vast.svm").write_text("1 1:1\n2147483646 2:1\n")
     status, out, err = command(*arguments, "--json", capfd=capfd)
     assert status == 1, (out, err)
     assert says in err

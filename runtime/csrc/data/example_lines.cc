@@ -57,7 +57,7 @@ int32_t parse_index(std::string_view digits, std::string_view token, const char*
   }
   if (error != std::errc() || index < base || index - base >= limit) {
     fail(token,
-         std::string("has a ") + what + " out of range: expected " +
+         std::string(what[0] == 'i' ? "has an " : "has a ") + what + " out of range: expected " +
              (limit == 0 ? "none"
                          : std::to_string(base) + " to " + std::to_string(base + limit - 1)));
   }
@@ -120,8 +120,10 @@ class Parser {
   void read_entry(std::string_view token) {
     const size_t colon = token.find(':');
     if (colon == std::string_view::npos) fail(token, "is not index:value");
-    const int32_t index = parse_index(token.substr(0, colon), token, "feature index",
-                                      syntax_.feature_base, syntax_.feature_limit);
+    // Rows without labels may be those of a file of labels.
+    const char* what = syntax_.labels ? "feature index" : "index";
+    const int32_t index = parse_index(token.substr(0, colon), token, what, syntax_.feature_base,
+                                      syntax_.feature_limit);
     entries_.push_back({index, parse_value(token.substr(colon + 1), token)});
   }
 
