@@ -25,7 +25,7 @@ import numpy as np
 from scipy import sparse
 from scipy.special import ndtr
 
-__all__ = ["SHAPES", "Head", "Shape", "best", "describe", "synthetic"]
+__all__ = ["SHAPES", "Head", "Shape", "best", "describe", "keep", "kept", "synthetic", "truth"]
 
 _REVISION = 2  # of the recipe; part of the name of a cached file
 _ARRAYS = ("weight", "bias", "calibration", "queries", "labels")
@@ -120,11 +120,16 @@ def synthetic(name: str, folder: str | Path | None = None, *, queries: int = 4_0
     root = Path(tempfile.gettempdir(), "qcompile-heads") if folder is None else Path(folder)
     place = root / f"{name}-{_REVISION}-{queries}"
     if not place.is_dir():
-        _keep(_make(name, shape, queries), place)
+        keep(_make(name, shape, queries), place)
+    return kept(name, place)
+
+
+def kept(name: str, place: Path) -> Head:
+    """Return the head that :func:`keep` wrote, its arrays mapped."""
     return Head(name, *(np.load(place / f"{array}.npy", mmap_mode="c") for array in _ARRAYS))
 
 
-def _keep(head: Head, place: Path) -> None:
+def keep(head: Head, place: Path) -> None:
     """Write every array, then give the folder its name: nobody sees half of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
@@ -251,6 +256,23 @@ def best(head: Head, k: int, queries: np.ndarray | None = None) -> np.ndarray:
         order = np.argsort(-np.take_along_axis(scores, ids, axis=1), axis=1, kind="stable")
         found.append(np.take_along_axis(ids, order, axis=1))
     return np.concatenate(found)
+
+
+def truth(head: Head, k: int, count: int, file: Path) -> Path:
+    """Write the ids of the k largest scores of the first queries, int64 [count, k], once.
+
+    Products in float32 name candidates, float64 decides.
+    """
+    if not file.is_file():
+        asked = np.asarray(head.queries[:count])
+        candidates = np.sort(best(head, k + 16, asked), axis=1)  # of equal scores the smaller id
+        rows = head.weight[candidates].astype(np.float64)
+        scores = np.einsum("qcd,qd->qc", rows, asked) + head.bias[candidates]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        partial = file.with_suffix(".partial.npy")
+        np.save(partial, np.take_along_axis(candidates, order, axis=1))
+        partial.replace(file)
+    return file
 
 
 def describe(name: str, head: Head, queries: int = 1_024) -> dict[str, float | int]:

@@ -1,0 +1,109 @@
+"""Models that onnxruntime runs: ours with the plugin, and what standard operators can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.engine import Engine, K, Point, Search
+from retrieval.heads import Head
+
+__all__ = ["Ours", "Standard"]
+
+
+class Standard(Engine):
+    """A model in standard operators."""
+
+    threads = (1, 2)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def build(self, head: Head, place: Path) -> Callable[[], None]:
+        from retrieval import graphs
+
+        return lambda: graphs.write(self.kind, head, K, place / "model.onnx")
+
+    def open(self, head: Head, place: Path, threads: int) -> None:
+        self.session = _session(place / "model.onnx", threads, plugin=False)
+
+    def search(self, point: Point) -> Search:
+        return _run(self.session)
+
+
+class Ours(Engine):
+    """The operator LinearTopK in a file that needs the plugin to be fast."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.approximate = mode != "exact"
+        self.threads = (1,) if self.approximate else (1, 2)
+
+    def build(self, head: Head, place: Path) -> Callable[[], None]:
+        from qcompile.runtime import index
+
+        weight, bias = np.asarray(head.weight), np.asarray(head.bias)
+        made = (
+            index.build_exact(weight) if self.mode == "exact" else index.build_cells(weight, bias)
+        )
+        return lambda: self._write(weight, bias, made, place)
+
+    def _write(self, weight: np.ndarray, bias: np.ndarray, made: Any, place: Path) -> None:
+        import onnx_ir as ir
+
+        from qcompile.passes.onnx.head import top_k_model
+
+        model = top_k_model(weight, bias, K, made)
+        ir.save(model, place / "model.onnx", external_data="model.onnx.data")
+
+    def open(self, head: Head, place: Path, threads: int) -> None:
+        self.place, self.opened = place, threads
+        if not self.approximate:
+            self.session = _session(place / "model.onnx", threads, plugin=True)
+
+    def points(self, head: Head) -> list[Point]:
+        if not self.approximate:
+            return [{}]
+        probes = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+        return [{"probes": count, "rescore": 32} for count in probes]
+
+    def search(self, point: Point) -> Search:
+        if not point:
+            return _run(self.session)
+        return _run(_session(_with_attributes(self.place, point), self.opened, plugin=True))
+
+
+def _with_attributes(place: Path, point: Point) -> Path:
+    """Write the graph once more, over the same weights, with other attributes."""
+    import onnx
+
+    name = "-".join(f"{key}{value}" for key, value in point.items())
+    file = place / f"model.{name}.onnx"
+    if not file.exists():
+        model = onnx.load(place / "model.onnx", load_external_data=False)
+        node = next(node for node in model.graph.node if node.op_type == "LinearTopK")
+        for key, value in point.items():
+            for old in [one for one in node.attribute if one.name == key]:
+                node.attribute.remove(old)
+            node.attribute.append(onnx.helper.make_attribute(key, value))
+        file.write_bytes(model.SerializeToString())
+    return file
+
+
+def _session(file: Path, threads: int, *, plugin: bool) -> Any:
+    import onnxruntime
+
+    import qcompile
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if plugin:
+        qcompile.register(options)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any) -> Search:
+    return lambda queries: session.run(None, {"hidden": queries})[1]
