@@ -72,6 +72,9 @@ def label_matrix(hidden: Tensor, target: Tensor, classes: int) -> Tensor:
 
 def _check_range(target: Tensor, classes: int, several: bool) -> None:
     least = PADDING if several else 0
+    greatest = target.amax(-1) if several else target
+    if target.min() >= least and greatest.min() >= 0 and greatest.max() < classes:
+        return
     wrong = ((target < least) | (target >= classes)).nonzero()
     if len(wrong):
         where = tuple(wrong[0].tolist())

@@ -98,13 +98,19 @@ class Adam(RowOptimizer):
     def _new_rows(self, rows: int, steps: int) -> Any:
         return _core.RowAdam(rows, steps)
 
-    def _bind_rows(
-        self, late: Any, value: Tensor, residual: Tensor | None, averages: Any, group: Any
-    ) -> Any:
+    def _rates(self, group: dict[str, Any]) -> tuple[float, ...]:
         decay = float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
-        return late.bind(
-            value, residual, *averages, float(group["lr"]), *group["betas"], group["eps"], decay
-        )
+        return float(group["lr"]), *group["betas"], group["eps"], decay
+
+    def _bind_rows(
+        self,
+        late: Any,
+        value: Tensor,
+        residual: Tensor | None,
+        averages: list[Tensor],
+        rates: tuple[float, ...],
+    ) -> Any:
+        return late.bind(value, residual, *averages, *rates)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state_of(parameter, group) for parameter in parameters]

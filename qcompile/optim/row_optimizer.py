@@ -40,11 +40,13 @@ class RowOptimizer(Optimizer):
 
     # Per parameter, a _core.RowAdam or RowSgd: the steps that each of its rows has followed.
     _late: dict[Tensor, Any] = MappingProxyType({})  # type: ignore[assignment]
+    # Per parameter, what its latest binding depends on and the binding, which takes long to make.
+    _bound: dict[Tensor, tuple[Any, Any]] = MappingProxyType({})  # type: ignore[assignment]
 
     zero_grad = _light(Optimizer.zero_grad)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        self._late = {}
+        self._late, self._bound = {}, {}
         super().__init__(params, defaults)
 
     # What a subclass defines.
@@ -65,10 +67,19 @@ class RowOptimizer(Optimizer):
         """Return the _core object for a parameter of which all rows have followed all steps."""
         raise NotImplementedError
 
+    def _rates(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """Return the numbers that a step depends on."""
+        raise NotImplementedError
+
     def _bind_rows(
-        self, late: Any, value: Tensor, residual: Tensor | None, averages: Any, group: Any
+        self,
+        late: Any,
+        value: Tensor,
+        residual: Tensor | None,
+        averages: list[Tensor],
+        rates: tuple[float, ...],
     ) -> Any:
-        """Return ``late`` bound to matrices [rows, d]."""
+        """Return ``late`` bound to matrices [rows, d] and to what :meth:`_rates` returned."""
         raise NotImplementedError
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -185,6 +196,7 @@ class RowOptimizer(Optimizer):
         for group in state_dict["param_groups"]:
             self._check_options(group)
         self._late.clear()
+        self._bound.clear()
         _load_state_dict(self, state_dict)
         self._restore_residuals(state_dict)
 
@@ -199,7 +211,7 @@ class RowOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._late = {}
+        self._late, self._bound = {}, {}
 
     def _check_options(self, group: dict[str, Any]) -> None:
         wanted = [name for name in _UNSUPPORTED if group.get(name)]
@@ -238,14 +250,21 @@ class RowOptimizer(Optimizer):
         if parameter.dtype == torch.bfloat16 and "residual" not in state:
             state["residual"] = huge_pages(torch.zeros_like(parameter, dtype=torch.int16))
         residual = state.get("residual")
+        averages = [state[name] for name in self._averages(group, state)]
         late = self._late.get(parameter) or self._new_rows(len(parameter), int(state["step"]))
+        owned = [parameter, *averages] if residual is None else [parameter, residual, *averages]
+        key = late, self._rates(group), [tensor.data_ptr() for tensor in owned]
+        known, bound = self._bound.get(parameter, (None, None))
+        if known == key:
+            return bound
         bound = self._bind_rows(
             late,
             _matrix(parameter.detach()),
             None if residual is None else _matrix(residual),
-            [_matrix(state[name]) for name in self._averages(group, state)],
-            group,
+            [_matrix(average) for average in averages],
+            key[1],
         )
+        self._bound[parameter] = key, bound
         if parameter not in self._late:
             huge_pages(parameter.detach())
             self._late[parameter] = late
@@ -308,7 +327,7 @@ class RowOptimizer(Optimizer):
         """Let all rows of a parameter catch up and forget that they may be late."""
         if parameter in self._late:
             self._flush(parameter)
-            del self._late[parameter]
+            del self._late[parameter], self._bound[parameter]
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -65,11 +65,18 @@ class SGD(RowOptimizer):
     def _new_rows(self, rows: int, steps: int) -> Any:
         return _core.RowSgd(rows, steps)
 
+    def _rates(self, group: dict[str, Any]) -> tuple[float, ...]:
+        return float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+
     def _bind_rows(
-        self, late: Any, value: Tensor, residual: Tensor | None, averages: Any, group: Any
+        self,
+        late: Any,
+        value: Tensor,
+        residual: Tensor | None,
+        averages: list[Tensor],
+        rates: tuple[float, ...],
     ) -> Any:
         buffer = averages[0] if averages else None
-        rates = (float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]))
         return late.bind(value, residual, buffer, *rates)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

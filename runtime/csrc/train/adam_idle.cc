@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+
+#include "train/gauss_rule.h"
 
 namespace qcompile {
 namespace {
 
-// Largest error of one term and of two, by the spread of the b_k and by the moments they miss;
+// Largest error of one term, by the spread of the b_k, and of several, by the moments they miss;
 // both bound the relative error of the movement by 1e-5 for every ratio of √v to ε.
 constexpr double kOneTerm = 4e-5;
-constexpr double kTwoTerms = 1.6e-4;
+constexpr double kMissed = 1.2e-4;
 // Listed terms are merged while that adds less to the error, and end when this much is left.
 constexpr double kMerged = 5e-7;
 constexpr double kLeft = 1e-6;
@@ -38,23 +41,33 @@ std::vector<Factors> factors_of(std::span<const AdamRates> history, int64_t befo
   return factors;
 }
 
-// Sums of c b^p over the idle steps after some step, p = −3 … 2.
+// Sums of c b^p over the idle steps after some step.
 struct Moments {
-  double sum[6] = {};
+  static constexpr int kLeast = -4;
+  static constexpr int kMost = 3;
+  double sum[kMost - kLeast + 1] = {};
 
-  double of(int power) const { return sum[power + 3]; }
+  double of(int power) const { return sum[power - kLeast]; }
 
   // Adds an idle step before all others; they decay by β1 in c and by √β2 in b.
   void prepend(const AdamRates& rates, const Factors& factors, double later_shrink) {
     const double root = factors.root;
     const double added = factors.step_size * later_shrink;
-    double decay = rates.beta1 / (root * root * root);
-    double power = 1.0 / (factors.inverse_root * factors.inverse_root * factors.inverse_root);
+    double decay = rates.beta1 * std::pow(root, kLeast);
+    double power = std::pow(factors.inverse_root, kLeast);
     for (double& s : sum) {
       s = decay * (added * power + s);
       decay *= root;
       power *= factors.inverse_root;
     }
+  }
+
+  // The same in units of `unit` for b.
+  Moments scaled(double unit) const {
+    Moments result;
+    double factor = std::pow(unit, -kLeast);
+    for (size_t i = 0; i < std::size(sum); ++i, factor /= unit) result.sum[i] = sum[i] * factor;
+    return result;
   }
 };
 
@@ -62,27 +75,31 @@ IdleTerm term(double weight, double spread) {
   return {static_cast<float>(weight), static_cast<float>(spread)};
 }
 
-// The quadrature of two terms that has the moments −2 … 1, in units of the mean spread; whether
-// it has the moments −3 and 2 nearly enough.
-bool two_terms(const Moments& moments, std::vector<IdleTerm>& terms) {
-  const double mean = moments.of(0) / moments.of(-1);
-  const auto scaled = [&](int power) { return moments.of(power) * std::pow(mean, -power); };
-  const double m0 = scaled(-2), m1 = scaled(-1), m2 = scaled(0), m3 = scaled(1);
-  const double determinant = m0 * m2 - m1 * m1;
-  const double half = (m0 * m3 - m1 * m2) / (2 * determinant);
-  const double large = half + std::sqrt(half * half - (m1 * m3 - m2 * m2) / determinant);
-  const double small = (m1 * m3 - m2 * m2) / determinant / large;
-  const double share = (large * m0 - m1) / (large - small);  // of the smaller spread
-  const double weight[] = {share * small * small, (m0 - share) * large * large};
-  const double above = weight[0] * small * small + weight[1] * large * large;
-  const double below = weight[0] / (small * small * small) + weight[1] / (large * large * large);
-  const bool good =
-      std::abs(above / scaled(2) - 1) < kTwoTerms && std::abs(below / scaled(-3) - 1) < kTwoTerms;
-  if (good) {
-    terms.push_back(term(weight[0], small * mean));
-    terms.push_back(term(weight[1], large * mean));
+// The quadrature of kTerms terms that has the moments −kTerms … kTerms − 1; whether it has the next
+// one on either side nearly enough, and was added.
+template <int kTerms>
+bool few_terms(const Moments& moments, std::vector<IdleTerm>& terms) {
+  const double unit = moments.of(0) / moments.of(-1);
+  const Moments scaled = moments.scaled(unit);
+  GaussNode nodes[kTerms];  // of the measure c b^-kTerms
+  const double* first = scaled.sum + (-kTerms - Moments::kLeast);
+  if (!gauss_rule(std::span<const double, 2 * kTerms>(first, 2 * kTerms),
+                  std::span<GaussNode, kTerms>(nodes))) {
+    return false;
   }
-  return good;
+  double below = 0, above = 0;
+  for (const GaussNode& node : nodes) {
+    below += node.weight / node.at;
+    above += node.weight * std::pow(node.at, 2 * kTerms);
+  }
+  if (!(std::abs(below / scaled.of(-kTerms - 1) - 1) < kMissed &&
+        std::abs(above / scaled.of(kTerms) - 1) < kMissed)) {
+    return false;
+  }
+  for (const GaussNode& node : nodes) {
+    terms.push_back(term(node.weight * std::pow(node.at, kTerms), node.at * unit));
+  }
+  return true;
 }
 
 // Neighbouring terms, to be replaced by one.
@@ -162,7 +179,7 @@ IdleTable adam_idle_table(std::span<const AdamRates> history, int64_t before) {
     const double variance = moments.of(1) * moments.of(-1) / (moments.of(0) * moments.of(0)) - 1;
     if (std::abs(variance) < kOneTerm) {
       table.terms.push_back(term(moments.of(0), moments.of(0) / moments.of(-1)));
-    } else if (!two_terms(moments, table.terms)) {
+    } else if (!few_terms<2>(moments, table.terms) && !few_terms<3>(moments, table.terms)) {
       listed_terms(history, factors, later_shrink, i, moments, table.terms);
     }
     step.terms = static_cast<uint32_t>(table.terms.size()) - step.first_term;

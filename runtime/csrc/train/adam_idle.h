@@ -43,9 +43,9 @@ struct IdleTable {
 //   −m Σ c_k / (√v · b_k + ε),  c_k = a_k β1^(k−s),  b_k = √(β2^(k−s) / (1 − β2^k)),
 // m and v being the moments at s; with decoupled decay, c_k also shrinks by what the later steps
 // shrink the weight. As a function of √v the sum is a Stieltjes function of few scales: a Gauss
-// quadrature of one or two terms equals it to five digits of the movement, and exactly where ε or
-// √v is negligible. Where the b_k differ too much, as in the first steps of a training, the terms
-// themselves are listed.
+// quadrature of one to three terms equals it to five digits of the movement, and exactly where ε or
+// √v is negligible. Where the b_k differ too much, as in the very first steps of a training, the
+// terms themselves are listed.
 //
 // Returns the table for any number of the last steps of `history`, before which `before` steps
 // were taken. All of the history must have one ε.

@@ -1,41 +1,87 @@
 #include "train/adam_kernels.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace qcompile {
 namespace {
 
-constexpr int64_t kChunk = 64;
+constexpr int64_t kChunk = 32;
 
+// √second, at most kGreatestRoot: beyond it a weight moves by nothing that matters, and products of
+// two denominators stay finite.
+constexpr float kGreatestRoot = 1e17f;
+// From here on products of two denominators are normal numbers.
+constexpr float kPairedEpsilon = 1e-18f;
+
+// rate [count] = Σ weight / (root · spread + ε) over the terms of a step. Divisions are what idle
+// rows cost, so two terms share one.
+QC_INLINE void idle_rates(const float* root, int64_t count, const IdleTable& table,
+                          const IdleStep& step, float* rate) {
+  for (int64_t j = 0; j < count; ++j) rate[j] = 0;
+  const IdleTerm* term = table.terms.data() + step.first_term;
+  const IdleTerm* end = term + step.terms;
+  const float epsilon = table.epsilon;
+  for (; end - term >= 2 && epsilon >= kPairedEpsilon; term += 2) {
+    const IdleTerm a = term[0], b = term[1];
+    for (int64_t j = 0; j < count; ++j) {
+      const float below_a = root[j] * a.spread + epsilon;
+      const float below_b = root[j] * b.spread + epsilon;
+      rate[j] += (a.weight * below_b + b.weight * below_a) / (below_a * below_b);
+    }
+  }
+  for (; term < end; ++term) {
+    const IdleTerm a = *term;
+    for (int64_t j = 0; j < count; ++j) rate[j] += a.weight / (root[j] * a.spread + epsilon);
+  }
+}
+
+// Elements [begin, begin + count) of a row.
 template <Storage kStorage>
-QC_INLINE void idle_row(const AdamMatrix& matrix, int64_t row, const IdleTable& table,
-                        const IdleStep& step, uint32_t key) {
+QC_INLINE void idle_chunk(const AdamMatrix& matrix, int64_t row, int64_t begin, int64_t count,
+                          const IdleTable& table, const IdleStep& step, uint32_t key) {
   const auto value = weight_cells<kStorage>(matrix.weight, row);
   const int64_t at = row * matrix.weight.depth;
   const auto first = average_cells<kStorage>(matrix.first, at);
   const auto second = average_cells<kStorage>(matrix.second, at);
-  for (int64_t begin = 0; begin < matrix.weight.depth; begin += kChunk) {
-    const int64_t count = std::min(kChunk, matrix.weight.depth - begin);
-    float root[kChunk];
-    float rate[kChunk];
-    for (int64_t j = 0; j < count; ++j) root[j] = std::sqrt(second.load(begin + j));
-    for (int64_t j = 0; j < count; ++j) rate[j] = 0;
-    for (uint32_t t = 0; t < step.terms; ++t) {
-      const IdleTerm term = table.terms[step.first_term + t];
-      for (int64_t j = 0; j < count; ++j) {
-        rate[j] += term.weight / (root[j] * term.spread + table.epsilon);
-      }
-    }
+  float momentum[kChunk], square[kChunk], root[kChunk], rate[kChunk];
+  uint32_t moving = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    momentum[j] = first.load(begin + j);
+    square[j] = second.load(begin + j);
+    moving |= std::bit_cast<uint32_t>(momentum[j]) | std::bit_cast<uint32_t>(square[j]);
+  }
+  // No gradient so far.
+  if (moving == 0 && step.shrink == 1) return;
+  for (int64_t j = 0; j < count; ++j) {
+    const float exact = std::sqrt(square[j]);
+    root[j] = exact < kGreatestRoot ? exact : kGreatestRoot;
+  }
+  idle_rates(root, count, table, step, rate);
+  const float shrink = step.shrink;
+  const float first_decay = step.first_decay;
+  const float second_decay = step.second_decay;
 #pragma GCC ivdep
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t i = begin + j;
-      const uint32_t random = element_bits(key, static_cast<uint32_t>(i));
-      const float momentum = first.load(i);
-      value.store(i, value.load(i) * step.shrink - momentum * rate[j], 0);
-      first.store(i, momentum * step.first_decay, random & 0xffffu);
-      second.store(i, second.load(i) * step.second_decay, random >> 16);
-    }
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t i = begin + j;
+    const uint32_t random = element_bits(key, static_cast<uint32_t>(i));
+    value.store(i, value.load(i) * shrink - momentum[j] * rate[j], 0);
+    first.store(i, momentum[j] * first_decay, random & 0xffffu);
+    second.store(i, square[j] * second_decay, random >> 16);
+  }
+}
+
+template <Storage kStorage>
+QC_INLINE void idle_row(const AdamMatrix& matrix, int64_t row, const IdleTable& table,
+                        const IdleStep& step, uint32_t key) {
+  const int64_t depth = matrix.weight.depth;
+  int64_t begin = 0;
+  for (; begin + kChunk <= depth; begin += kChunk) {
+    idle_chunk<kStorage>(matrix, row, begin, kChunk, table, step, key);
+  }
+  if (begin < depth) {
+    idle_chunk<kStorage>(matrix, row, begin, depth - begin, table, step, key);
   }
 }
 

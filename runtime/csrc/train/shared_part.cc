@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kBlock = BlockProducts::kRows;
 constexpr int64_t kMostChunks = 64;
 constexpr int64_t kLeastChunks = 4;
+constexpr int64_t kChunkRows = 256;  // at least; each chunk has sums of its own to add up
 constexpr int64_t kSumsLimit = int64_t{1} << 24;  // floats of all chunks' sums
 constexpr int64_t kKeptLimit = int64_t{1} << 24;  // logits that are kept
 constexpr float kGreatest = 88.0f;                // of what exponential() takes
@@ -28,7 +29,7 @@ void SharedPart::plan(const BlockProducts& products) {
   sum_stride_ = products.sum_stride();
   const int64_t sums = std::max<int64_t>(1, stride_ * sum_stride_);
   const int64_t most = std::clamp<int64_t>(kSumsLimit / sums, kLeastChunks, kMostChunks);
-  chunk_rows_ = std::max<int64_t>(kBlock, round_up((shared + most - 1) / most, kBlock));
+  chunk_rows_ = std::max<int64_t>(kChunkRows, round_up((shared + most - 1) / most, kBlock));
   chunks_ = (shared + chunk_rows_ - 1) / chunk_rows_;
   kept_ = shared * stride_ <= kKeptLimit;
   if (kept_) work_.shared_logits.resize(round_up(shared, kBlock) * stride_);
