@@ -7,7 +7,7 @@
 namespace qcompile {
 namespace {
 
-// Of a rule with the nodes a and others that are the roots of x² − sum x + product, the weight of a.
+// The weight of node a, beside others that are the roots of x² − sum x + product.
 double weight_beside(std::span<const double> moments, double a, double sum, double product) {
   const double above = moments[2] - sum * moments[1] + product * moments[0];
   return above / (a * a - sum * a + product);
