@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> int:
     """Export and print what was done and measured."""
     with progress_console().status(f"exporting {options.source} …") as status:
-        if options.source.lower().endswith(".onnx"):
-            result = _export_file(options, status.update)
+        if options.triton_repository is None:
+            result = _export(options, options.output, status.update)
         else:
-            result = _export_torch(options, status.update)
+            result = _export_repository(options, status.update)
     if options.json:
         print_json(result.to_dict())
     else:
@@ -44,12 +44,39 @@ def _figures(result: ExportResult) -> dict[str, Any]:
     return figures
 
 
-def _export_file(options: argparse.Namespace, progress: Callable[[str], None]) -> ExportResult:
+def _export_repository(
+    options: argparse.Namespace, progress: Callable[[str], None]
+) -> ExportResult:
+    from qcompile.errors import ConfigurationError
+    from qcompile.exporter.triton import export_to_triton
+
+    if options.output is not None:
+        raise ConfigurationError(
+            "-o and --triton-repository name two places for one model; leave one out."
+        )
+    return export_to_triton(
+        lambda path: _export(options, path, progress),
+        options.triton_repository,
+        default_output(options.source).name.removesuffix(".qcompile.onnx"),
+        root=options.triton_root,
+    )
+
+
+def _export(
+    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+) -> ExportResult:
+    is_onnx = options.source.lower().endswith(".onnx")
+    return (_export_file if is_onnx else _export_torch)(options, output, progress)
+
+
+def _export_file(
+    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+) -> ExportResult:
     from qcompile.exporter import export_onnx
 
     return export_onnx(
         options.source,
-        options.output,
+        output,
         top_k=options.top_k,
         min_outputs=options.min_outputs,
         node=options.node,
@@ -58,13 +85,15 @@ def _export_file(options: argparse.Namespace, progress: Callable[[str], None]) -
     )
 
 
-def _export_torch(options: argparse.Namespace, progress: Callable[[str], None]) -> ExportResult:
+def _export_torch(
+    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+) -> ExportResult:
     from qcompile.exporter import export
     from qcompile.exporter.reading import load_source
 
     return export(
         load_source(options.source, allow_pickle=options.allow_pickle),
-        options.output or default_output(options.source),
+        output or default_output(options.source),
         example_inputs(options.input),
         top_k=options.top_k,
         min_outputs=options.min_outputs,

@@ -105,6 +105,17 @@ def _add_export(commands) -> None:
         "-o", "--output", metavar="FILE", help="default: SOURCE with the ending .qcompile.onnx"
     )
     parser.add_argument(
+        "--triton-repository",
+        metavar="DIR",
+        help="write a model repository for Triton Inference Server instead of one file: "
+        "DIR/NAME/config.pbtxt, the plugin and DIR/NAME/1/model.onnx",
+    )
+    parser.add_argument(
+        "--triton-root",
+        metavar="PATH",
+        help="what the server calls DIR, such as /models in a container (default: DIR)",
+    )
+    parser.add_argument(
         "--top-k",
         type=int,
         metavar="K",

@@ -62,9 +62,14 @@ class Session:
         return self._session.get_inputs()
 
     @property
+    def outputs(self) -> list[Any]:
+        """Likewise of every output."""
+        return self._session.get_outputs()
+
+    @property
     def output_names(self) -> list[str]:
         """Names of the outputs."""
-        return [output.name for output in self._session.get_outputs()]
+        return [output.name for output in self.outputs]
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Return every output by name.
