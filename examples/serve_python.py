@@ -30,7 +30,9 @@ def export(folder: Path) -> Path:
     example = torch.randn(2, WIDTH)
     batch = ({0: torch.export.Dim("batch")},)
     path = folder / "model.onnx"
-    qcompile.export(model, path, (example,), top_k=BEST, dynamic_shapes=batch, measure=False)
+    qcompile.export(
+        model, path, (example,), top_k=BEST, dynamic_shapes=batch, measure=False, external_above=0
+    )
     return path
 
 

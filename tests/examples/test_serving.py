@@ -69,3 +69,15 @@ def test_cpp_says_what_is_wrong(tmp_path, model):
     done = subprocess.run([program, *map(str, arguments)], input=b"", capture_output=True)
     assert done.returncode == 1
     assert b"/nowhere.so" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray(model, hidden, example):
+    pytest.importorskip("ray", reason="the extra `serve` is not installed")
+    module = runpy.run_path(str(ROOT / "examples" / "serve_ray.py"), run_name="serve_ray")
+    vectors = np.tile(hidden, (40, 1))
+    processes, ids = module["run"](model, vectors)
+    assert len(processes) == 2
+    session = example["open_session"](model)
+    expected = session.run(["ids"], {session.get_inputs()[0].name: vectors})[0]
+    assert np.array_equal(ids, expected)
