@@ -37,6 +37,7 @@ Variant = tuple[str, dict[str, Any]]
 LSH: Variant = ("ours", {"storage": "fp32"})
 LSH_BF16: Variant = ("ours", {"storage": "bf16"})
 SAMPLED: Variant = ("ours", {"storage": "fp32", "mode": "sampled", "negatives": NEGATIVES})
+FULL_NAME = "qcompile full bf16"
 FULL: Variant = ("ours", {"storage": "bf16", "mode": "full"})
 DENSE: Variant = ("dense", {"storage": "bf16"})
 TORCH_SAMPLED: Variant = ("sampled", {"negatives": NEGATIVES})
@@ -53,7 +54,6 @@ SPEED: dict[str, Variant] = {
 }
 SLOW = ("full", "dense")
 LSH_NAME = "qcompile lsh"
-FULL_NAME = "qcompile full bf16"
 PARTS = ("speed", "shape", "trees", "geonames", "full")
 QUALITY = {"qcompile lsh": LSH, "qcompile sampled": SAMPLED, "torch sampled": TORCH_SAMPLED}
 
