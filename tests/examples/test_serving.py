@@ -81,3 +81,17 @@ def test_ray(model, hidden, example):
     session = example["open_session"](model)
     expected = session.run(["ids"], {session.get_inputs()[0].name: vectors})[0]
     assert np.array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_shards_answer_as_the_whole(shards, capsys):
+    runpy.run_path(str(ROOT / "examples" / "serve_shards.py"))["main"](shards)
+    assert "the same answers" in capsys.readouterr().out
+
+
+def test_merging_prefers_the_smaller_of_equal_classes():
+    merge = runpy.run_path(str(ROOT / "examples" / "serve_shards.py"))["merge"]
+    scores = np.array([[3.0, 1.0] + [0.0] * 8], np.float32)
+    ids = np.arange(10)[None]
+    _, merged = merge([(scores, ids), (scores, ids)], [0, 100])
+    assert merged[0, :6].tolist() == [0, 100, 1, 101, 2, 3]
