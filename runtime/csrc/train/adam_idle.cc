@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <mutex>
 
 #include "train/gauss_rule.h"
 
@@ -150,7 +151,38 @@ void listed_terms(std::span<const AdamRates> history, std::span<const Factors> f
   if (merged.sum != 0) terms.push_back(term(merged.sum, merged.sum / merged.scaled));
 }
 
+// The latest tables, with what they were made of.
+class RecentTables {
+ public:
+  std::shared_ptr<const IdleTable> get(std::span<const AdamRates> history, int64_t before) {
+    const std::lock_guard lock(mutex_);
+    for (const Entry& entry : entries_) {
+      if (entry.before == before && std::ranges::equal(entry.history, history)) return entry.table;
+    }
+    Entry& oldest = entries_[next_++ % std::size(entries_)];
+    auto table = std::make_shared<const IdleTable>(adam_idle_table(history, before));
+    oldest = {{history.begin(), history.end()}, before, table};
+    return table;
+  }
+
+ private:
+  struct Entry {
+    std::vector<AdamRates> history;
+    int64_t before = -1;
+    std::shared_ptr<const IdleTable> table;
+  };
+  std::mutex mutex_;
+  Entry entries_[4];  // learning rates may differ from parameter to parameter
+  size_t next_ = 0;
+};
+
 }  // namespace
+
+std::shared_ptr<const IdleTable> shared_adam_idle_table(std::span<const AdamRates> history,
+                                                        int64_t before) {
+  static RecentTables tables;
+  return tables.get(history, before);
+}
 
 IdleTable adam_idle_table(std::span<const AdamRates> history, int64_t before) {
   IdleTable table;

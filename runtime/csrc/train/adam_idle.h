@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,8 @@ struct AdamRates {
   double beta2 = 0.999;
   double epsilon = 1e-8;
   double weight_decay = 0;  // decoupled
+
+  bool operator==(const AdamRates&) const = default;
 };
 
 // weight / (√second · spread + ε).
@@ -50,5 +53,9 @@ struct IdleTable {
 // Returns the table for any number of the last steps of `history`, before which `before` steps
 // were taken. All of the history must have one ε.
 IdleTable adam_idle_table(std::span<const AdamRates> history, int64_t before);
+
+// The same, made once for parameters that have followed the same steps, as those of one model do.
+std::shared_ptr<const IdleTable> shared_adam_idle_table(std::span<const AdamRates> history,
+                                                        int64_t before);
 
 }  // namespace qcompile

@@ -27,8 +27,9 @@ struct RowBlock {
 // with the rates of the present step, and has
 //   Rates, IdleTable: types; Rates must compare mergeable(a, b): whether one catch-up may cover
 //     both steps;
-//   static IdleTable idle_table(span<const Rates> history, int64_t before): how to catch up with
-//     any number of the latest steps of the history, before which `before` were taken;
+//   static shared_ptr<const IdleTable> idle_table(span<const Rates> history, int64_t before): how
+//     to catch up with any number of the latest steps of the history, before which `before` were
+//     taken;
 //   idle(block, table): lets rows catch up;
 //   step(block, table, gradients): the same, and one step with gradients [count, depth];
 //   rows(), depth(), rates().
@@ -36,6 +37,7 @@ template <typename Rule>
 class LateRows {
  public:
   using Rates = typename Rule::Rates;
+  using IdleTable = typename Rule::IdleTable;
 
   // After so many steps all rows catch up, which bounds the history that is kept.
   static constexpr int64_t kFlushAfter = 1024;
@@ -53,7 +55,7 @@ class LateRows {
 
   void catch_up(const Rule& rule, std::span<const uint32_t> ids, const Executor& executor) {
     if (history_.empty()) return;
-    const auto& table = idle_table();
+    const IdleTable& table = *idle_table();
     for_blocks(rule.depth(), static_cast<int64_t>(ids.size()), executor, [&](Range range) {
       catch_up_block(rule, table, ids.subspan(range.begin, range.end - range.begin));
     });
@@ -71,7 +73,7 @@ class LateRows {
     if (full || (!history_.empty() && !mergeable(rule.rates(), history_.back()))) {
       flush(rule, executor);
     }
-    const auto table = std::move(idle_table());
+    const std::shared_ptr<const IdleTable> table = idle_table();
     const int32_t before = length();
     history_.push_back(rule.rates());
     stepped_ = true;
@@ -84,14 +86,14 @@ class LateRows {
       gradients(range.begin, range.end, rows.get());
       std::vector<int32_t> missed(count);
       for (int64_t i = 0; i < count; ++i) missed[i] = before - followed_[block[i]];
-      rule.step({block, missed.data(), count, key()}, table, rows.get());
+      rule.step({block, missed.data(), count, key()}, *table, rows.get());
       for (int64_t i = 0; i < count; ++i) followed_[block[i]] = before + 1;
     });
   }
 
   void flush(const Rule& rule, const Executor& executor) {
     if (history_.empty()) return;
-    const auto& table = idle_table();
+    const IdleTable& table = *idle_table();
     for_blocks(rule.depth(), rows(), executor, [&](Range range) {
       std::vector<uint32_t> ids(range.end - range.begin);
       std::iota(ids.begin(), ids.end(), static_cast<uint32_t>(range.begin));
@@ -112,8 +114,7 @@ class LateRows {
   int32_t length() const { return static_cast<int32_t>(history_.size()); }
   uint64_t key() const { return static_cast<uint64_t>(steps()); }
 
-  void catch_up_block(const Rule& rule, const typename Rule::IdleTable& table,
-                      std::span<const uint32_t> ids) {
+  void catch_up_block(const Rule& rule, const IdleTable& table, std::span<const uint32_t> ids) {
     std::vector<uint32_t> late;
     std::vector<int32_t> missed;
     for (uint32_t id : ids) {
@@ -125,7 +126,8 @@ class LateRows {
     for (uint32_t id : late) followed_[id] = length();
   }
 
-  typename Rule::IdleTable& idle_table() {
+  // Lives until the history changes.
+  const std::shared_ptr<const IdleTable>& idle_table() {
     if (table_length_ != length()) table_ = Rule::idle_table(history_, base_);
     table_length_ = length();
     return table_;
@@ -142,7 +144,7 @@ class LateRows {
   int64_t base_;                   // steps before the history
   std::vector<Rates> history_;     // of the steps since then
   std::vector<int32_t> followed_;  // [rows] length of the history that a row has followed
-  typename Rule::IdleTable table_;
+  std::shared_ptr<const IdleTable> table_;
   int32_t table_length_ = -1;  // of the history that the table is for
   bool stepped_ = false;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "train/adam_kernels.h"
@@ -18,8 +19,9 @@ class AdamRule {
   AdamRule(const AdamMatrix& matrix, const AdamRates& rates)
       : matrix_(matrix), rates_(rates), kernels_(&adam_kernels(matrix.weight.storage)) {}
 
-  static IdleTable idle_table(std::span<const AdamRates> history, int64_t before) {
-    return adam_idle_table(history, before);
+  static std::shared_ptr<const IdleTable> idle_table(std::span<const AdamRates> history,
+                                                     int64_t before) {
+    return shared_adam_idle_table(history, before);
   }
 
   void idle(const RowBlock& block, const IdleTable& table) const {

@@ -1,5 +1,7 @@
 #include "train/row_sgd.h"
 
+#include <utility>
+
 namespace qcompile {
 namespace {
 
@@ -117,7 +119,8 @@ const SgdKernels& sgd_kernels(Storage storage, bool buffer, Isa isa) {
                 : kernels_for<Storage::kBFloat16, false>(isa);
 }
 
-SgdIdleTable SgdRule::idle_table(std::span<const SgdRates> history, int64_t) {
+std::shared_ptr<const SgdIdleTable> SgdRule::idle_table(std::span<const SgdRates> history,
+                                                        int64_t) {
   SgdIdleTable table;
   table.by_missed.resize(history.size() + 1);
   double ww = 1, wb = 0, bw = 0, bb = 1;
@@ -139,7 +142,7 @@ SgdIdleTable SgdRule::idle_table(std::span<const SgdRates> history, int64_t) {
     table.still =
         table.still && rates.momentum == 0 && rates.weight_decay * rates.learning_rate == 0;
   }
-  return table;
+  return std::make_shared<const SgdIdleTable>(std::move(table));
 }
 
 void SgdRule::step(const RowBlock& block, const IdleTable& table, const float* gradients) const {

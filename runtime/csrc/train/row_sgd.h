@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -57,7 +58,8 @@ class SgdRule {
         rates_(rates),
         kernels_(&sgd_kernels(matrix.weight.storage, matrix.buffer != nullptr)) {}
 
-  static IdleTable idle_table(std::span<const SgdRates> history, int64_t before);
+  static std::shared_ptr<const IdleTable> idle_table(std::span<const SgdRates> history,
+                                                     int64_t before);
 
   void idle(const RowBlock& block, const IdleTable& table) const {
     if (!table.still) kernels_->idle(matrix_, block, table);
