@@ -1,58 +1,72 @@
 #include "index/collector.h"
 
 #include <algorithm>
-#include <functional>
+#include <cmath>
 
 #include "index/query.h"
 
 namespace qcompile {
-namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr size_t kRoom = 64;       // candidates that are cheap to carry along
-constexpr size_t kMost = 1 << 14;  // memory bound per thread and query: 192 KiB, if k allows it
-
-}  // namespace
 
 void Collector::start(int64_t k, Threshold* threshold) {
   k_ = k;
   threshold_ = threshold;
-  overflowed_ = false;
-  found_.clear();
-  limit_ = kRoom + static_cast<size_t>(k);
+  met_.clear();
+  best_.clear();
+  pending_.clear();
 }
 
-void Collector::add(float lower, float upper, int32_t row) {
-  if (overflowed_) return;
-  found_.push_back({known_lower(lower), upper < kInfinity ? upper : kInfinity, row});
+void Collector::settle(ScoreRow score) {
+  if (met_.empty()) return;
+  auto rest = met_.begin();
+  if (std::ssize(met_) > k_) {
+    // The k most promising first: they exclude most of the others.
+    rest += k_;
+    std::nth_element(met_.begin(), rest, met_.end(), [](const Candidate& a, const Candidate& b) {
+      return before({a.score, a.row}, {b.score, b.row});
+    });
+    for (auto row = met_.begin(); row != rest; ++row) place(*row, score);
+    shrink();
+  }
+  for (auto row = std::ssize(met_) > k_ ? rest : met_.begin(); row != met_.end(); ++row) {
+    place(*row, score);
+  }
+  shrink();
+  met_.clear();
 }
 
-void Collector::seed(float* lower, int64_t count) {
-  if (k_ > count) return;
-  std::nth_element(lower, lower + (k_ - 1), lower + count, std::greater<>());
-  threshold_->raise(lower[k_ - 1]);
-}
-
-void Collector::tidy() {
-  if (found_.size() <= limit_) return;
-  threshold_->raise(prune(found_, k_));
-  const float least = threshold_->get();
-  std::erase_if(found_, [least](const Candidate& c) { return c.upper < least; });
-  limit_ = 2 * found_.size() + kRoom;
-  if (found_.size() > kMost + 4 * static_cast<size_t>(k_)) {
-    overflowed_ = true;
-    found_.clear();
+void Collector::place(const Candidate& row, ScoreRow score) {
+  const float least = threshold();
+  if (!(row.score < least)) {
+    best_.push_back({score(row.row), row.row});
+  } else if (!(row.upper < bar_for(least))) {
+    pending_.push_back({row.upper, row.row});
   }
 }
 
-float prune(std::vector<Candidate>& found, int64_t k) {
-  if (static_cast<int64_t>(found.size()) < k) return -kInfinity;
-  const auto at = found.begin() + (k - 1);
-  std::nth_element(found.begin(), at, found.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.lower > b.lower; });
-  const float least = at->lower;
-  std::erase_if(found, [least](const Candidate& c) { return c.upper < least; });
-  return least;
+void Collector::shrink() {
+  if (std::ssize(best_) < k_) return;
+  const auto last = best_.begin() + (k_ - 1);
+  std::nth_element(best_.begin(), last, best_.end(), before);
+  // Above any number of NaN there is nothing but NaN, which no bound excludes.
+  threshold_->raise(std::isnan(last->score) ? std::numeric_limits<float>::infinity() : last->score);
+  best_.resize(static_cast<size_t>(k_));
+}
+
+void Collector::tidy() {
+  const float bar = bar_for(threshold());
+  std::erase_if(pending_, [bar](const Pending& row) { return row.upper < bar; });
+}
+
+void Collector::finish(ScoreRow score, FunctionRef<void(int32_t)> fetch) {
+  constexpr ptrdiff_t kAhead = 8;
+  tidy();
+  for (ptrdiff_t i = 0; i < std::min(kAhead, std::ssize(pending_)); ++i) fetch(pending_[i].row);
+  for (ptrdiff_t i = 0; i < std::ssize(pending_); ++i) {
+    if (i + kAhead < std::ssize(pending_)) fetch(pending_[i + kAhead].row);
+    best_.push_back({score(pending_[i].row), pending_[i].row});
+  }
+  pending_.clear();
+  if (!best_.empty()) shrink();
 }
 
 }  // namespace qcompile

@@ -7,13 +7,10 @@
 #include <span>
 #include <vector>
 
-namespace qcompile {
+#include "core/parallel.h"
+#include "index/ranked.h"
 
-struct Candidate {
-  float lower;  // its score is at least this
-  float upper;  // and at most this
-  int32_t row;
-};
+namespace qcompile {
 
 // A lower bound of the k-th best score, shared by the threads that scan for one query.
 class Threshold {
@@ -30,32 +27,51 @@ class Threshold {
   std::atomic<float> value_{-std::numeric_limits<float>::infinity()};
 };
 
-// What one thread found for one query.
+// A row by its approximate score, and the bound that its final score does not exceed; see
+// bar_for().
+struct Candidate {
+  float score;
+  float upper;
+  int32_t row;
+};
+
+// Gives the final score of a row.
+using ScoreRow = FunctionRef<float(int32_t)>;
+
+// What one thread found for one query: final scores of the rows that looked like the k best when
+// they were met, and the other rows that may be among them.
 class Collector {
  public:
   void start(int64_t k, Threshold* threshold);
-  // Between tiles: drops what has been excluded meanwhile, if enough has come together.
-  void tidy();
-  void add(float lower, float upper, int32_t row);
-  // A lower bound of the k-th best score; whether it is still minus infinity.
+  // The final score that a row has to reach.
   float threshold() const { return threshold_->get(); }
-  bool unset() const { return threshold() == -std::numeric_limits<float>::infinity(); }
-  // Raises the threshold by lower bounds of the scores of `count` different rows; reorders them.
-  void seed(float* lower, int64_t count);
-  // Whether so many rows are close to the k-th that computing all scores is cheaper.
-  bool overflowed() const { return overflowed_; }
-  std::span<const Candidate> candidates() const { return found_; }
+  void meet(const Candidate& row) { met_.push_back(row); }
+  // Scores those of the rows met that look like the k best, and keeps the others that may be.
+  void settle(ScoreRow score);
+  // Rows that are neither scored nor excluded.
+  int64_t pending() const { return std::ssize(pending_); }
+  // Drops what has been excluded meanwhile.
+  void tidy();
+  // Scores what is pending; `fetch` is called for each row some time before.
+  void finish(ScoreRow score, FunctionRef<void(int32_t)> fetch);
+  // The best of those scored, k at most, in no order.
+  std::span<const Ranked> best() const { return best_; }
 
  private:
-  int64_t k_ = 0;
-  size_t limit_ = 0;
-  bool overflowed_ = false;
-  Threshold* threshold_ = nullptr;
-  std::vector<Candidate> found_;
-};
+  struct Pending {
+    float upper;
+    int32_t row;
+  };
 
-// Drops candidates that cannot be among the k best of all of them; returns a lower bound of the
-// k-th best score, or minus infinity for fewer than k.
-float prune(std::vector<Candidate>& found, int64_t k);
+  void place(const Candidate& row, ScoreRow score);
+  // Keeps the k best of those scored, and raises the threshold to the last of them.
+  void shrink();
+
+  int64_t k_ = 0;
+  Threshold* threshold_ = nullptr;
+  std::vector<Candidate> met_;
+  std::vector<Ranked> best_;
+  std::vector<Pending> pending_;
+};
 
 }  // namespace qcompile

@@ -1,4 +1,4 @@
-// Dot products of packed int8 rows and quantised queries, in int32: the same for every
+// Dot products of the packed rows of a tile and quantised queries, in int32: the same for every
 // instruction set.
 #pragma once
 
@@ -9,26 +9,35 @@
 
 namespace qcompile {
 
-// Rows and queries of one call.
-struct DotTile {
-  const int8_t* rows;           // `blocks` packed blocks
-  const BlockFigures* figures;  // of those blocks
-  int64_t blocks;
-  int64_t steps;           // step_count(depth)
-  const uint8_t* queries;  // encoded, 4 * steps bytes each
-  int64_t stride;          // bytes from one query to the next
+// Queries of one call.
+struct DotQueries {
+  const int8_t* values;  // from `stride` to the next; zeros up to 64 of them, beyond the depth
+  int64_t stride;        // bytes, a multiple of 64
   int64_t count;
+  int64_t steps;        // step_count(depth)
+  const int32_t* sums;  // [count], of each query's values
 };
 
-// Writes q.x of every row into dots [count, blocks * 16].
-using DotKernel = void (*)(const DotTile& tile, int32_t* dots);
+// Queries that share a pass over a tile's rows at most. Arrays of queries and of their dot products
+// have room for a multiple of kDotGroup of them.
+inline constexpr int64_t kDotQueries = 64;
+inline constexpr int64_t kDotGroup = 16;
+
+// Computes products of kTileRows rows and all queries, into dots [count, kTileRows].
+struct DotKernel {
+  void (*enter)(const DotQueries& queries);  // before the first tile, on the same thread
+  void (*dots)(const int8_t* packed, const DotQueries& queries, int32_t* dots);
+  // The same of a tile's rough rows.
+  void (*rough_dots)(const uint8_t* rough, const DotQueries& queries, int32_t* dots);
+  void (*leave)();  // after the last
+};
 
 // The kernel for `count` queries at a time.
-DotKernel dot_kernel(Isa isa, int64_t count);
+const DotKernel& dot_kernel(Isa isa, int64_t count);
 
-void dot_int8_scalar(const DotTile& tile, int32_t* dots);
-QC_AVX2 void dot_int8_avx2(const DotTile& tile, int32_t* dots);
-QC_AVX512 void dot_int8_avx512(const DotTile& tile, int32_t* dots);
-QC_AMX void dot_int8_amx(const DotTile& tile, int32_t* dots);
+extern const DotKernel kDotScalar;
+extern const DotKernel kDotAvx2;
+extern const DotKernel kDotAvx512;
+extern const DotKernel kDotAmx;
 
 }  // namespace qcompile

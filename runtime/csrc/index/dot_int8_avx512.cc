@@ -1,5 +1,5 @@
-// AVX-512 VNNI: unsigned query (128 added) times signed row; the sums start at the correction
-// that takes 128 * sum(q) away again. Sums wrap, so their order does not matter.
+// AVX-512 VNNI: unsigned row (128 added) times signed query; the sums start at -128 times the sum
+// of the query. Sums wrap, so their order does not matter.
 #include <cstring>
 
 #include "core/intrinsics.h"
@@ -8,58 +8,108 @@
 namespace qcompile {
 namespace {
 
-QC_AVX512 inline __m512i broadcast(const uint8_t* x) {
+// What is asked of memory ahead of the values that are multiplied.
+constexpr int64_t kAhead = 8192;
+
+QC_AVX512 inline __m512i broadcast(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
   return _mm512_set1_epi32(four);
 }
 
-template <int kQueries, int kBlocks>
-QC_AVX512 void tile_of(const DotTile& tile, int64_t query, int64_t block, int32_t* dots) {
-  const int64_t bytes = tile.steps * kStepBytes;
-  const int8_t* rows = tile.rows + block * bytes;
-  const uint8_t* x = tile.queries + query * tile.stride;
-  __m512i sums[kQueries][kBlocks];
-  for (int b = 0; b < kBlocks; ++b) {
-    const __m512i start = _mm512_load_si512(tile.figures[block + b].correction);
-    for (int q = 0; q < kQueries; ++q) sums[q][b] = start;
-  }
-  for (int64_t step = 0; step < tile.steps; ++step) {
-    __m512i values[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) {
-      const int8_t* at = rows + b * bytes + step * kStepBytes;
-      values[b] = _mm512_loadu_si512(at);
-      // One query waits for memory: ask for the line that the next tile needs in this place.
-      if constexpr (kQueries == 1) __builtin_prefetch(at + kBlocks * bytes);
-    }
-    for (int q = 0; q < kQueries; ++q) {
-      const __m512i four = broadcast(x + q * tile.stride + step * kBlockDepth);
-      for (int b = 0; b < kBlocks; ++b) {
-        sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], four, values[b]);
-      }
-    }
-  }
+struct Sums {
+  __m512i of[kTileBlocks];
+};
+
+template <int kQueries>
+QC_AVX512 inline void start(const DotQueries& queries, int64_t first, int offset, Sums* sums) {
   for (int q = 0; q < kQueries; ++q) {
-    int32_t* out = dots + ((query + q) * tile.blocks + block) * kBlockRows;
-    for (int b = 0; b < kBlocks; ++b) _mm512_storeu_si512(out + b * kBlockRows, sums[q][b]);
+    const __m512i start = _mm512_set1_epi32(-offset * queries.sums[first + q]);
+    for (int b = 0; b < kTileBlocks; ++b) sums[q].of[b] = start;
   }
 }
 
-template <int kQueries, int kBlocks>
-QC_AVX512 void rows_of(const DotTile& tile, int64_t query, int32_t* dots) {
-  int64_t block = 0;
-  for (; block + kBlocks <= tile.blocks; block += kBlocks) {
-    tile_of<kQueries, kBlocks>(tile, query, block, dots);
+template <int kQueries>
+QC_AVX512 inline void finish(const Sums* sums, int32_t* dots) {
+  for (int q = 0; q < kQueries; ++q) {
+    for (int b = 0; b < kTileBlocks; ++b) {
+      _mm512_storeu_si512(dots + q * kTileRows + b * kBlockRows, sums[q].of[b]);
+    }
   }
-  for (; block < tile.blocks; ++block) tile_of<kQueries, 1>(tile, query, block, dots);
+}
+
+template <int kQueries>
+QC_AVX512 void some_dots(const int8_t* packed, const DotQueries& queries, int64_t first,
+                         int32_t* dots) {
+  const int64_t bytes = queries.steps * kStepBytes;
+  const int8_t* x = queries.values + first * queries.stride;
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  Sums sums[kQueries];
+  start<kQueries>(queries, first, 128, sums);
+  for (int64_t step = 0; step < queries.steps; ++step) {
+    __m512i values[kTileBlocks];
+    for (int b = 0; b < kTileBlocks; ++b) {
+      const int8_t* at = packed + b * bytes + step * kStepBytes;
+      if constexpr (kQueries < 4) __builtin_prefetch(at + kAhead);
+      values[b] = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
+    }
+    for (int q = 0; q < kQueries; ++q) {
+      const __m512i four = broadcast(x + q * queries.stride + step * kBlockDepth);
+      for (int b = 0; b < kTileBlocks; ++b) {
+        sums[q].of[b] = _mm512_dpbusd_epi32(sums[q].of[b], values[b], four);
+      }
+    }
+  }
+  finish<kQueries>(sums, dots + first * kTileRows);
+}
+
+template <int kQueries>
+QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, int64_t first,
+                               int32_t* dots) {
+  const int64_t pairs = ceil_div(queries.steps, 2), bytes = pairs * kStepBytes;
+  const int8_t* x = queries.values + first * queries.stride;
+  const __m512i high = _mm512_set1_epi8(static_cast<char>(0xF0));
+  Sums sums[kQueries];
+  start<kQueries>(queries, first, kRoughOffset, sums);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    __m512i former[kTileBlocks], latter[kTileBlocks];
+    for (int b = 0; b < kTileBlocks; ++b) {
+      const uint8_t* at = rough + b * bytes + pair * kStepBytes;
+      __builtin_prefetch(at + kAhead);
+      const __m512i both = _mm512_loadu_si512(at);
+      former[b] = _mm512_and_si512(_mm512_slli_epi16(both, 4), high);
+      latter[b] = _mm512_and_si512(both, high);
+    }
+    for (int q = 0; q < kQueries; ++q) {
+      const int8_t* at = x + q * queries.stride + 2 * pair * kBlockDepth;
+      const __m512i four = broadcast(at), next = broadcast(at + kBlockDepth);
+      for (int b = 0; b < kTileBlocks; ++b) {
+        __m512i& sum = sums[q].of[b];
+        sum = _mm512_dpbusd_epi32(sum, former[b], four);
+        sum = _mm512_dpbusd_epi32(sum, latter[b], next);
+      }
+    }
+  }
+  finish<kQueries>(sums, dots + first * kTileRows);
+}
+
+QC_AVX512 void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+  int64_t first = 0;
+  for (; first + 4 <= queries.count; first += 4) some_dots<4>(packed, queries, first, dots);
+  if (queries.count - first == 3) return some_dots<3>(packed, queries, first, dots);
+  if (queries.count - first == 2) return some_dots<2>(packed, queries, first, dots);
+  if (queries.count - first == 1) some_dots<1>(packed, queries, first, dots);
+}
+
+QC_AVX512 void rough_dots(const uint8_t* rough, const DotQueries& queries, int32_t* dots) {
+  int64_t first = 0;
+  for (; first + 3 <= queries.count; first += 3) some_rough_dots<3>(rough, queries, first, dots);
+  if (queries.count - first == 2) return some_rough_dots<2>(rough, queries, first, dots);
+  if (queries.count - first == 1) some_rough_dots<1>(rough, queries, first, dots);
 }
 
 }  // namespace
 
-QC_AVX512 void dot_int8_avx512(const DotTile& tile, int32_t* dots) {
-  int64_t query = 0;
-  for (; query + 4 <= tile.count; query += 4) rows_of<4, 4>(tile, query, dots);
-  for (; query < tile.count; ++query) rows_of<1, 8>(tile, query, dots);
-}
+const DotKernel kDotAvx512{[](const DotQueries&) {}, dots, rough_dots, [] {}};
 
 }  // namespace qcompile

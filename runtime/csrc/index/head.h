@@ -1,4 +1,4 @@
-// An output layer: scores = hidden . weight^T + bias, with its rows packed for an int8 scan.
+// An output layer: scores = hidden . weight^T + bias, with its rows packed for a quantised scan.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "index/layout.h"
+#include "index/rough_rows.h"
 
 namespace qcompile {
 
@@ -24,42 +25,63 @@ struct Packed {
   const float* error = nullptr;    // [rows]
 };
 
-// What the scan needs of 16 rows, besides their packed values.
-struct alignas(64) BlockFigures {
-  float scale[kBlockRows];
-  float bias[kBlockRows];
-  float error[kBlockRows];         // norm of w - scale * q, rounded up
-  float norm[kBlockRows];          // norm of scale * q, rounded up
-  int32_t correction[kBlockRows];  // -128 * sum of q: undoes the offset of unsigned queries
+// Blocks that are scanned together.
+inline constexpr int64_t kTileBlocks = 4;
+inline constexpr int64_t kTileRows = kTileBlocks * kBlockRows;
+static_assert(kTileRows == 64, "one bit of a word for each");
+
+// Rows [first, first + rows) of a layer. Arrays are as long as if rows were kTileRows.
+struct Tile {
+  int64_t first;
+  int64_t rows;
+  const int8_t* packed;  // kTileBlocks blocks, and room for a tile register to read beyond them
+  const float* scale;
+  const float* bias;  // minus infinity for rows that do not exist
+  RowBounds bounds;
 };
+
+// Whether a head keeps four bits of each value apart, for scans that wait for memory.
+enum class RoughRows { kNever, kIfLarge, kAlways };
 
 // Immutable once made, so any number of threads may use one.
 class Head {
  public:
   // Only dense: every operator computes every score in fp32.
   explicit Head(const Dense& dense);
-  // Throws std::invalid_argument for a scale or error that is negative or not finite.
-  Head(const Dense& dense, const Packed& packed, const Executor& executor);
+  // Throws std::invalid_argument for a scale or error that is negative, not finite, or subnormal.
+  Head(const Dense& dense, const Packed& packed, const Executor& executor,
+       RoughRows rough = RoughRows::kNever);
 
   const Dense& dense() const { return dense_; }
   int64_t rows() const { return dense_.rows; }
   int64_t depth() const { return dense_.depth; }
-  // Whether the int8 scan is possible.
-  bool packed() const { return !figures_.empty(); }
-  const int8_t* block(int64_t index) const {
-    return packed_ + index * step_count(depth()) * kStepBytes;
+  // Whether a quantised scan is possible.
+  bool packed() const { return !bounds_.empty(); }
+  // Whether a scan of four bits is, too.
+  bool rough() const { return !rough_.empty(); }
+  int64_t tiles() const { return static_cast<int64_t>(bounds_.size()); }
+  Tile tile(int64_t index) const;
+  const RowBounds& bounds(int64_t tile) const { return bounds_[static_cast<size_t>(tile)]; }
+  // The high halves of a tile's values; see index/rough_rows.h.
+  const uint8_t* rough_tile(int64_t index) const {
+    return rough_.data() + index * kTileBlocks * rough_block_bytes(depth());
   }
-  const BlockFigures* figures(int64_t block) const { return figures_.data() + block; }
-  // The greatest error and norm of a block's rows, block after block, and zeros after the last.
-  const float* block_errors(int64_t block) const { return block_error_.data() + block; }
-  const float* block_norms(int64_t block) const { return block_norm_.data() + block; }
+  // The greatest error of a row whose scale is zero.
+  float unscaled_error() const { return unscaled_error_; }
 
  private:
+  void check(const Packed& packed);
+  void copy_last_tile(const Packed& packed);
+
   Dense dense_;
-  const int8_t* packed_ = nullptr;
-  std::vector<BlockFigures> figures_;
-  std::vector<float> block_error_;
-  std::vector<float> block_norm_;
+  Packed packed_;
+  std::vector<RowBounds> bounds_;  // of each tile
+  RoughPlane rough_;
+  float unscaled_error_ = 0;
+  // The last tile, padded.
+  std::vector<int8_t> last_packed_;
+  float last_scale_[kTileRows] = {};
+  float last_bias_[kTileRows] = {};
 };
 
 }  // namespace qcompile

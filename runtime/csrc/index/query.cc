@@ -1,7 +1,6 @@
 #include "index/query.h"
 
 #include <cmath>
-#include <limits>
 
 #include "index/layout.h"
 
@@ -18,8 +17,7 @@ Query encode(const float* x, int64_t depth, uint8_t* values, Isa isa) {
   const double residual = quantise(x, depth, &query.scale, quantised, isa);
   query.norm = round_up(norm);
   query.error = round_up(residual + norm * 0x1p-20);
-  query.underflow = static_cast<float>(2.0 * std::numeric_limits<float>::min() *
-                                       (127.0 * 127.0 * static_cast<double>(depth) + 16));
+  for (int64_t j = 0; j < depth; ++j) query.sum += quantised[j];
   for (int64_t j = 0; j < depth; ++j) values[j] ^= 0x80;
   for (int64_t j = depth; j < step_count(depth) * kBlockDepth; ++j) values[j] = 0x80;
   return query;

@@ -9,56 +9,47 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kWidth = 8;
 
-// Scores of lanes at..at+7 of block b.
-QC_AVX2 inline __m256 approximate(const ScoreTile& tile, int64_t b, int at, __m256 query_scale) {
-  const BlockFigures& figures = tile.figures[b];
-  const auto* dots = reinterpret_cast<const __m256i*>(tile.dots + b * kBlockRows + at);
-  const __m256 scale = _mm256_mul_ps(_mm256_load_ps(figures.scale + at), query_scale);
-  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(dots)), scale);
-  return _mm256_add_ps(product, _mm256_load_ps(figures.bias + at));
+QC_AVX2 inline __m256 load_dots(const int32_t* dots) {
+  return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots)));
 }
 
-QC_AVX2 void reach(const ScoreTile& tile, const float* bars, uint32_t* bits) {
-  const __m256 scale = _mm256_set1_ps(tile.query_scale);
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    const __m256 bar = _mm256_set1_ps(bars[b]);
-    bits[b] = 0;
-    for (int at = 0; at < kBlockRows; at += kWidth) {
-      const __m256 kept = _mm256_cmp_ps(approximate(tile, b, at, scale), bar, _CMP_NLT_UQ);
-      bits[b] |= static_cast<uint32_t>(_mm256_movemask_ps(kept)) << at;
+QC_AVX2 uint64_t reach(const Tile& tile, const GroupDots& group, const float* bars,
+                       uint64_t* rows) {
+  uint64_t any = 0;
+  for (int64_t q = 0; q < group.count; ++q) {
+    const __m256 scale = _mm256_set1_ps(group.scales[q]), width = _mm256_set1_ps(group.widths[q]);
+    const __m256 bar = _mm256_set1_ps(bars[q]);
+    rows[q] = 0;
+    for (int64_t row = 0; row < kTileRows; row += kWidth) {
+      const __m256 dots = load_dots(group.dots + q * kTileRows + row);
+      const __m256 upper =
+          _mm256_fmadd_ps(_mm256_fmadd_ps(dots, scale, width), _mm256_loadu_ps(tile.scale + row),
+                          _mm256_loadu_ps(tile.bias + row));
+      const __m256 kept = _mm256_cmp_ps(upper, bar, _CMP_NLT_UQ);
+      rows[q] |= static_cast<uint64_t>(_mm256_movemask_ps(kept)) << row;
     }
+    any |= uint64_t{rows[q] != 0} << q;
   }
+  return any;
 }
 
 // max_ps returns its second operand if the first is NaN: NaN is passed over.
-QC_AVX2 void low_peaks(const ScoreTile& tile, const float* widths, float* peaks) {
-  const __m256 scale = _mm256_set1_ps(tile.query_scale);
-  for (int64_t i = 0; i < kTilePeaks; i += kWidth) {
-    _mm256_storeu_ps(peaks + i, _mm256_set1_ps(-kInfinity));
-  }
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    for (int at = 0; at < kBlockRows; at += kWidth) {
-      float* peak = peaks + b / kPeakBlocks * kBlockRows + at;
-      const __m256 low = _mm256_sub_ps(approximate(tile, b, at, scale), _mm256_set1_ps(widths[b]));
-      _mm256_storeu_ps(peak, _mm256_max_ps(low, _mm256_loadu_ps(peak)));
-    }
-  }
-}
-
-QC_AVX2 float scores(const ScoreTile& tile, const float* widths, float* scores, float* peaks) {
-  const __m256 scale = _mm256_set1_ps(tile.query_scale);
+QC_AVX2 float scores(const Tile& tile, const TileDots& query, float* scores, float* peaks) {
+  const __m256 query_scale = _mm256_set1_ps(query.scale), query_width = _mm256_set1_ps(query.width);
   __m256 best = _mm256_set1_ps(-kInfinity);
-  for (int64_t i = 0; i < kTilePeaks; i += kWidth) _mm256_storeu_ps(peaks + i, best);
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    const __m256 width = _mm256_set1_ps(widths[b]);
-    for (int at = 0; at < kBlockRows; at += kWidth) {
-      const __m256 score = approximate(tile, b, at, scale);
-      float* peak = peaks + b / kPeakBlocks * kBlockRows + at;
-      const __m256 high = _mm256_max_ps(_mm256_add_ps(score, width), _mm256_loadu_ps(peak));
+  for (int at = 0; at < kBlockRows; at += kWidth) {
+    __m256 peak = _mm256_set1_ps(-kInfinity);
+    for (int64_t row = at; row < kTileRows; row += kBlockRows) {
+      const __m256 scale = _mm256_loadu_ps(tile.scale + row);
+      const __m256 product =
+          _mm256_mul_ps(load_dots(query.dots + row), _mm256_mul_ps(scale, query_scale));
+      const __m256 score = _mm256_add_ps(product, _mm256_loadu_ps(tile.bias + row));
+      const __m256 width = _mm256_mul_ps(scale, query_width);
+      peak = _mm256_max_ps(_mm256_add_ps(score, width), peak);
       best = _mm256_max_ps(_mm256_sub_ps(score, width), best);
-      _mm256_storeu_ps(peak, high);
-      _mm256_storeu_ps(scores + b * kBlockRows + at, score);
+      _mm256_storeu_ps(scores + row, score);
     }
+    _mm256_storeu_ps(peaks + at, peak);
   }
   float lanes[kWidth];
   _mm256_storeu_ps(lanes, best);
@@ -67,17 +58,8 @@ QC_AVX2 float scores(const ScoreTile& tile, const float* widths, float* scores, 
   return result;
 }
 
-QC_AVX2 uint64_t peaks_reach(const float* peaks, float bar) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < kTilePeaks; i += kWidth) {
-    const __m256 kept = _mm256_cmp_ps(_mm256_loadu_ps(peaks + i), _mm256_set1_ps(bar), _CMP_NLT_UQ);
-    bits |= static_cast<uint64_t>(_mm256_movemask_ps(kept)) << i;
-  }
-  return bits;
-}
-
 }  // namespace
 
-const ScanKernels kScanAvx2{reach, low_peaks, scores, peaks_reach};
+const ScanKernels kScanAvx2{reach, scores};
 
 }  // namespace qcompile

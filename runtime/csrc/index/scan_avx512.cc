@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <limits>
 
 #include "core/intrinsics.h"
@@ -9,62 +8,56 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-QC_AVX512 inline __m512 approximate(const ScoreTile& tile, int64_t b, __m512 query_scale) {
-  const BlockFigures& figures = tile.figures[b];
-  const __m512 scale = _mm512_mul_ps(_mm512_load_ps(figures.scale), query_scale);
-  const __m512 dots = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile.dots + b * kBlockRows));
-  return _mm512_add_ps(_mm512_mul_ps(dots, scale), _mm512_load_ps(figures.bias));
+QC_AVX512 inline __m512 load_dots(const int32_t* dots) {
+  return _mm512_cvtepi32_ps(_mm512_loadu_si512(dots));
 }
 
-QC_AVX512 void reach(const ScoreTile& tile, const float* bars, uint32_t* bits) {
-  const __m512 scale = _mm512_set1_ps(tile.query_scale);
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    bits[b] = _mm512_cmp_ps_mask(approximate(tile, b, scale), _mm512_set1_ps(bars[b]), _CMP_NLT_UQ);
+QC_AVX512 uint64_t reach(const Tile& tile, const GroupDots& group, const float* bars,
+                         uint64_t* rows) {
+  __m512 scales[kTileBlocks], biases[kTileBlocks];
+  for (int64_t b = 0; b < kTileBlocks; ++b) {
+    scales[b] = _mm512_loadu_ps(tile.scale + b * kBlockRows);
+    biases[b] = _mm512_loadu_ps(tile.bias + b * kBlockRows);
   }
+  uint64_t any = 0;
+  for (int64_t q = 0; q < group.count; ++q) {
+    const __m512 scale = _mm512_set1_ps(group.scales[q]), width = _mm512_set1_ps(group.widths[q]);
+    const __m512 bar = _mm512_set1_ps(bars[q]);
+    __mmask16 kept[kTileBlocks];
+    for (int64_t b = 0; b < kTileBlocks; ++b) {
+      const __m512 dots = load_dots(group.dots + q * kTileRows + b * kBlockRows);
+      const __m512 product = _mm512_fmadd_ps(dots, scale, width);
+      const __m512 upper = _mm512_fmadd_ps(product, scales[b], biases[b]);
+      kept[b] = _mm512_cmp_ps_mask(upper, bar, _CMP_NLT_UQ);
+    }
+    if (_kortestz_mask16_u8(_kor_mask16(kept[0], kept[1]), _kor_mask16(kept[2], kept[3]))) continue;
+    any |= uint64_t{1} << q;
+    rows[q] = 0;
+    for (int64_t b = 0; b < kTileBlocks; ++b) rows[q] |= uint64_t{kept[b]} << (b * kBlockRows);
+  }
+  return any;
 }
 
 // max_ps returns its second operand if the first is NaN: NaN is passed over.
-QC_AVX512 void low_peaks(const ScoreTile& tile, const float* widths, float* peaks) {
-  const __m512 scale = _mm512_set1_ps(tile.query_scale);
-  for (int64_t group = 0; group < kTileBlocks / kPeakBlocks; ++group) {
-    __m512 peak = _mm512_set1_ps(-kInfinity);
-    const int64_t end = std::min((group + 1) * kPeakBlocks, tile.blocks);
-    for (int64_t b = group * kPeakBlocks; b < end; ++b) {
-      const __m512 score = approximate(tile, b, scale);
-      peak = _mm512_max_ps(_mm512_sub_ps(score, _mm512_set1_ps(widths[b])), peak);
-    }
-    _mm512_storeu_ps(peaks + group * kBlockRows, peak);
+QC_AVX512 float scores(const Tile& tile, const TileDots& query, float* scores, float* peaks) {
+  const __m512 query_scale = _mm512_set1_ps(query.scale), query_width = _mm512_set1_ps(query.width);
+  __m512 best = _mm512_set1_ps(-kInfinity), peak = best;
+  for (int64_t row = 0; row < kTileRows; row += kBlockRows) {
+    const __m512 scale = _mm512_loadu_ps(tile.scale + row);
+    const __m512 product =
+        _mm512_mul_ps(load_dots(query.dots + row), _mm512_mul_ps(scale, query_scale));
+    const __m512 score = _mm512_add_ps(product, _mm512_loadu_ps(tile.bias + row));
+    const __m512 width = _mm512_mul_ps(scale, query_width);
+    peak = _mm512_max_ps(_mm512_add_ps(score, width), peak);
+    best = _mm512_max_ps(_mm512_sub_ps(score, width), best);
+    _mm512_storeu_ps(scores + row, score);
   }
-}
-
-QC_AVX512 float scores(const ScoreTile& tile, const float* widths, float* scores, float* peaks) {
-  const __m512 scale = _mm512_set1_ps(tile.query_scale);
-  __m512 best = _mm512_set1_ps(-kInfinity);
-  for (int64_t group = 0; group < kTileBlocks / kPeakBlocks; ++group) {
-    __m512 peak = _mm512_set1_ps(-kInfinity);
-    const int64_t end = std::min((group + 1) * kPeakBlocks, tile.blocks);
-    for (int64_t b = group * kPeakBlocks; b < end; ++b) {
-      const __m512 score = approximate(tile, b, scale), width = _mm512_set1_ps(widths[b]);
-      peak = _mm512_max_ps(_mm512_add_ps(score, width), peak);
-      best = _mm512_max_ps(_mm512_sub_ps(score, width), best);
-      _mm512_storeu_ps(scores + b * kBlockRows, score);
-    }
-    _mm512_storeu_ps(peaks + group * kBlockRows, peak);
-  }
+  _mm512_storeu_ps(peaks, peak);
   return _mm512_reduce_max_ps(best);
-}
-
-QC_AVX512 uint64_t peaks_reach(const float* peaks, float bar) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < kTilePeaks; i += kBlockRows) {
-    const __m512 values = _mm512_loadu_ps(peaks + i);
-    bits |= uint64_t{_mm512_cmp_ps_mask(values, _mm512_set1_ps(bar), _CMP_NLT_UQ)} << i;
-  }
-  return bits;
 }
 
 }  // namespace
 
-const ScanKernels kScanAvx512{reach, low_peaks, scores, peaks_reach};
+const ScanKernels kScanAvx512{reach, scores};
 
 }  // namespace qcompile

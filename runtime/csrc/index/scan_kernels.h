@@ -1,5 +1,4 @@
-// Kernels behind index/scan.h, one set for each instruction set. They round alike, operation by
-// operation, so the sets return the same.
+// Kernels behind index/scan.h, one set for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -10,36 +9,32 @@
 
 namespace qcompile {
 
-// Blocks of 16 rows whose int32 dot products are kept at once, and queries that share them: both
-// together fit the first-level cache.
-inline constexpr int64_t kTileBlocks = 16;
-inline constexpr int64_t kTileRows = kTileBlocks * kBlockRows;
-inline constexpr int64_t kTileQueries = 32;
-// Blocks whose rows share a peak, lane by lane.
-inline constexpr int64_t kPeakBlocks = 4;
-inline constexpr int64_t kTilePeaks = kTileRows / kPeakBlocks;
-static_assert(kTilePeaks == 64, "one bit of a word for each");
+// Dot products of one query with the rows of a tile; see index/query.h.
+struct TileDots {
+  const int32_t* dots;  // [kTileRows]
+  float scale;          // the query's
+  float width;
+};
 
-// Dot products of one query with the rows of up to kTileBlocks blocks.
-struct ScoreTile {
-  const int32_t* dots;
-  const BlockFigures* figures;
-  int64_t blocks;
-  float query_scale;
+// The same of several queries.
+struct GroupDots {
+  const int32_t* dots;  // [count, kTileRows]
+  const float* scales;  // [count]
+  const float* widths;  // [count]
+  int64_t count;        // 64 at most
 };
 
 struct ScanKernels {
-  // For each block, the bits of the rows whose score is not below bars[block]; NaN is not.
-  void (*reach)(const ScoreTile& tile, const float* bars, uint32_t* bits);
-  // For each lane of each kPeakBlocks blocks, the greatest of score - widths[block], or minus
-  // infinity, into peaks [kTilePeaks].
-  void (*low_peaks)(const ScoreTile& tile, const float* widths, float* peaks);
-  // Writes scores [blocks * 16], and into peaks the greatest of score + widths[block]. Returns the
-  // greatest of score - widths[block].
-  float (*scores)(const ScoreTile& tile, const float* widths, float* scores, float* peaks);
-  // Bits of the peaks [kTilePeaks] that are not below `bar`.
-  uint64_t (*peaks_reach)(const float* peaks, float bar);
+  // Writes, for each query, the bits of the rows whose upper bound is not below its bar; NaN is
+  // not. Returns the bits of the queries that have any.
+  uint64_t (*reach)(const Tile& tile, const GroupDots& group, const float* bars, uint64_t* rows);
+  // Writes approximate scores [kTileRows], and into peaks [kBlockRows], for each lane, the greatest
+  // upper bound of its blocks. Returns the greatest lower bound. NaN is passed over. The same for
+  // every instruction set.
+  float (*scores)(const Tile& tile, const TileDots& query, float* scores, float* peaks);
 };
+
+const ScanKernels& scan_kernels(Isa isa);
 
 extern const ScanKernels kScanScalar;
 extern const ScanKernels kScanAvx2;

@@ -8,56 +8,45 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-void reach(const ScoreTile& tile, const float* bars, uint32_t* bits) {
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    bits[b] = 0;
-    for (int lane = 0; lane < kBlockRows; ++lane) {
-      const float score =
-          approximate(tile.dots[b * kBlockRows + lane], tile.figures[b], lane, tile.query_scale);
-      if (!(score < bars[b])) bits[b] |= 1u << lane;
+uint64_t reach(const Tile& tile, const GroupDots& group, const float* bars, uint64_t* rows) {
+  uint64_t any = 0;
+  for (int64_t q = 0; q < group.count; ++q) {
+    rows[q] = 0;
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const float dot = static_cast<float>(group.dots[q * kTileRows + row]);
+      const float product = dot * group.scales[q] + group.widths[q];
+      const float upper = product * tile.scale[row] + tile.bias[row];
+      rows[q] |= uint64_t{!(upper < bars[q])} << row;
     }
+    any |= uint64_t{rows[q] != 0} << q;
   }
+  return any;
 }
 
-// NaN is passed over.
 float greater(float value, float best) { return value > best ? value : best; }
 
-void low_peaks(const ScoreTile& tile, const float* widths, float* peaks) {
-  std::fill_n(peaks, kTilePeaks, -kInfinity);
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    for (int lane = 0; lane < kBlockRows; ++lane) {
-      const float score =
-          approximate(tile.dots[b * kBlockRows + lane], tile.figures[b], lane, tile.query_scale);
-      float& peak = peaks[b / kPeakBlocks * kBlockRows + lane];
-      peak = greater(score - widths[b], peak);
-    }
-  }
-}
-
-float scores(const ScoreTile& tile, const float* widths, float* scores, float* peaks) {
+float scores(const Tile& tile, const TileDots& query, float* scores, float* peaks) {
   float best = -kInfinity;
-  std::fill_n(peaks, kTilePeaks, -kInfinity);
-  for (int64_t b = 0; b < tile.blocks; ++b) {
-    for (int lane = 0; lane < kBlockRows; ++lane) {
-      const int64_t row = b * kBlockRows + lane;
-      const float score = approximate(tile.dots[row], tile.figures[b], lane, tile.query_scale);
-      float& peak = peaks[b / kPeakBlocks * kBlockRows + lane];
-      peak = greater(score + widths[b], peak);
-      best = greater(score - widths[b], best);
-      scores[row] = score;
-    }
+  std::fill_n(peaks, kBlockRows, -kInfinity);
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    const float dot = static_cast<float>(query.dots[row]);
+    const float score = dot * (tile.scale[row] * query.scale) + tile.bias[row];
+    const float width = tile.scale[row] * query.width;
+    float& peak = peaks[row % kBlockRows];
+    peak = greater(score + width, peak);
+    best = greater(score - width, best);
+    scores[row] = score;
   }
   return best;
 }
 
-uint64_t peaks_reach(const float* peaks, float bar) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < kTilePeaks; ++i) bits |= uint64_t{!(peaks[i] < bar)} << i;
-  return bits;
-}
-
 }  // namespace
 
-const ScanKernels kScanScalar{reach, low_peaks, scores, peaks_reach};
+const ScanKernels kScanScalar{reach, scores};
+
+const ScanKernels& scan_kernels(Isa isa) {
+  if (isa == Isa::kScalar) return kScanScalar;
+  return isa == Isa::kAvx2 ? kScanAvx2 : kScanAvx512;
+}
 
 }  // namespace qcompile

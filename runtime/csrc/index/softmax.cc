@@ -16,7 +16,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
 constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
-constexpr int64_t kPieceTiles = 16;       // tiles that one task handles
+constexpr int64_t kPieceTiles = 64;       // tiles that one task handles
+constexpr int64_t kTileQueries = 32;      // queries that share a pass over the rows
 // Queries with more probable rows than this are computed densely: kRescoredRows, and one in so many
 // of all. Dense scores of several queries cost less each than those of one.
 constexpr int64_t kRescoredRows = 16;
@@ -24,6 +25,13 @@ constexpr int64_t kShareOfFew = 16;
 constexpr int64_t kShareOfMany = 128;
 constexpr int64_t kProbe = 8;       // queries that are scanned before the others
 constexpr int64_t kLeastGroup = 4;  // queries that are worth a pass of their own over the rows
+
+// What a tile's approximate scores say of its final ones.
+struct TilePeaks {
+  float upper[kBlockRows];  // the greatest upper bound of each lane of the tile's blocks
+  float width;              // of a row's score, in units of its scale
+  float least;              // some row's final score is at least this
+};
 
 // A run of rows of one query.
 struct Piece {
@@ -51,7 +59,7 @@ class Scan {
   // Sets done[i] for every query whose probabilities are complete.
   void run(int64_t count, char* done) {
     w_.group.encode(head_, hidden_, count, isa_);
-    tiles_ = tile_count(head_);
+    tiles_ = head_.tiles();
     parts_ = ceil_div(tiles_, kPieceTiles);
     w_.peaks.resize(static_cast<size_t>(count * tiles_));
     w_.pieces.resize(static_cast<size_t>(count * parts_));
@@ -86,19 +94,33 @@ class Scan {
   float* row(int64_t query) { return out_ + query * head_.rows(); }
 
   void scan(int64_t part) {
-    thread_local std::vector<int32_t> kept;
-    kept.resize(kTileQueries * kTileRows);
-    int32_t* dots = kept.data();
+    thread_local std::vector<int32_t> dots;
+    dots.resize(kTileQueries * kTileRows);
+    const DotQueries queries = w_.group.dots(0, w_.group.size());
+    const DotKernel& kernel = dot_kernel(isa_, queries.count);
+    kernel.enter(queries);
     for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
-      const TileRows tile(head_, t);
-      tile_dots(head_, tile, w_.group, 0, w_.group.size(), dots, isa_);
-      for (int64_t q = 0; q < w_.group.size(); ++q) {
-        if (!w_.group[q].finite) continue;
-        score_tile(head_, tile, dots + q * tile.blocks * kBlockRows, w_.group[q],
-                   row(q) + tile.first, peaks(q, t), isa_);
+      const Tile tile = head_.tile(t);
+      kernel.dots(tile.packed, queries, dots.data());
+      for (int64_t q = 0; q < queries.count; ++q) {
+        if (w_.group[q].finite) score_tile(tile, dots.data() + q * kTileRows, q, peaks(q, t));
       }
     }
+    kernel.leave();
   }
+
+  void score_tile(const Tile& tile, const int32_t* dots, int64_t query, TilePeaks& peaks) {
+    const TileDots work{dots, w_.group[query].scale, tile_width(tile, w_.group[query])};
+    float padded[kTileRows];  // for the last tile, of which some rows may not exist
+    float* target = tile.rows == kTileRows ? row(query) + tile.first : padded;
+    const float lower = scan_kernels(isa_).scores(tile, work, target, peaks.upper);
+    if (target == padded) std::copy_n(padded, tile.rows, row(query) + tile.first);
+    peaks.width = work.width;
+    peaks.least = known_lower(lower - unscaled(query));
+  }
+
+  // What the score of a row without a scale may be off.
+  float unscaled(int64_t query) const { return head_.unscaled_error() * w_.group[query].norm; }
 
   // Finds the rows that may be probable. False if there are so many that computing all scores is
   // no more work.
@@ -106,19 +128,30 @@ class Scan {
     if (!w_.group[query].finite) return false;
     float best = -kInfinity;
     for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
+    const float bar = bar_for(best + kLogLeast) - unscaled(query);
     const int64_t share = w_.group.size() < kPanelQueries ? kShareOfFew : kShareOfMany;
     int64_t room = kRescoredRows + head_.rows() / share;
     for (int64_t part = 0; part < parts_ && room >= 0; ++part) {
       std::vector<int32_t>& rows = piece(query, part).rows;
       rows.clear();
       for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
-        const TileRows tile(head_, t);
-        select_rows(head_, tile, row(query) + tile.first, peaks(query, t), w_.group[query],
-                    best + kLogLeast, rows, isa_);
+        select_rows(head_.tile(t), query, peaks(query, t), bar, rows);
       }
       room -= std::ssize(rows);
     }
     return room >= 0;
+  }
+
+  void select_rows(const Tile& tile, int64_t query, const TilePeaks& peaks, float bar,
+                   std::vector<int32_t>& rows) {
+    for (int lane = 0; lane < kBlockRows; ++lane) {
+      if (peaks.upper[lane] < bar) continue;
+      for (int64_t at = lane; at < tile.rows; at += kBlockRows) {
+        const auto id = static_cast<int32_t>(tile.first + at);
+        if (row(query)[id] + tile.scale[at] * peaks.width < bar) continue;
+        rows.push_back(id);
+      }
+    }
   }
 
   // Computes exactly what may be probable, and takes it out of the row for now.
@@ -152,11 +185,15 @@ class Scan {
     float changes[kPieceTiles * kTileBlocks];
     int64_t blocks = 0;
     for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
-      const TileRows tile(head_, t);
-      tile_widths(head_, tile, w_.group[query], changes + blocks);
-      blocks += tile.blocks;
+      const Tile tile = head_.tile(t);
+      for (int64_t b = 0; b < kTileBlocks; ++b) {
+        const float* scales = tile.scale + b * kBlockRows;
+        const float scale = *std::max_element(scales, scales + kBlockRows);
+        changes[blocks++] = scale * peaks(query, t).width;
+      }
     }
-    const float more = slack(best, 88);
+    // Scores are no further from zero than the best is and these 88.
+    const float more = 0x1p-20f * (std::fabs(best) + 88) + unscaled(query);
     for (int64_t b = 0; b < blocks; ++b) changes[b] = std::min(changes[b] + more, 80.0f);
     exponentials(changes, blocks, 0, isa_);
     for (int64_t b = 0; b < blocks; ++b) changes[b] -= 1 - 0x1p-20f;

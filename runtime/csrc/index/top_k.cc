@@ -1,10 +1,13 @@
 #include <algorithm>
 #include <atomic>
-#include <cmath>
+#include <bit>
 #include <deque>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
+#include "index/collector.h"
 #include "index/operators.h"
 #include "index/rescore.h"
 #include "index/scan.h"
@@ -12,33 +15,28 @@
 namespace qcompile {
 namespace {
 
-// Queries that share one pass over the rows.
-constexpr int64_t kGroup = 64;
-// Tiles that a thread takes at a time.
-constexpr int64_t kTake = 4;
-
-struct Ranked {
-  float score;
-  int32_t row;
-};
-
-bool before(const Ranked& a, const Ranked& b) {
-  if (std::isnan(a.score) != std::isnan(b.score)) return std::isnan(a.score);
-  if (a.score != b.score && !std::isnan(a.score)) return a.score > b.score;
-  return a.row < b.row;
-}
+// Tiles that a thread takes at a time, between which thresholds rise.
+constexpr int64_t kStripTiles = 16;
+// Queries that wait for memory rather than for multiplications, so that rough rows are worth it.
+constexpr int64_t kRoughQueries = 3;
+// What is pending is looked at after each so many strips, if it is more than one row in kFewShare.
+constexpr int64_t kJudgedStrips = 4;
+constexpr int64_t kFewShare = 16;
+// Rough rows do not pay if more than one row in so many needs a second look. That is not known
+// before the threshold has risen.
+constexpr int64_t kRoughShare = 6;
+constexpr int64_t kTrialStrips = 32;
+// If more rows than this are close to the k-th, computing all scores is cheaper.
+constexpr int64_t kMostPending = 1 << 14;
+constexpr int64_t kPendingShare = 16;
 
 // Buffers of one thread that scans.
 struct Scanner {
   std::vector<Collector> collectors;
+  std::vector<float> thresholds, bars, widths;  // of each query
   std::vector<int32_t> dots;
-};
-
-// Buffers of one thread that rescores.
-struct Rescorer {
-  std::vector<Candidate> candidates;
-  std::vector<double> x;
-  std::vector<Ranked> ranked;
+  std::vector<std::vector<double>> x;  // of each query; empty if it has not been needed
+  int64_t strips = 0;
 };
 
 // Buffers of one call, kept by the calling thread.
@@ -46,127 +44,248 @@ struct Workspace {
   QueryGroup group;
   std::deque<Threshold> thresholds;
   std::vector<Scanner> scanners;
-  std::vector<char> done;  // for each query, whether the scan answered it
+  std::deque<std::atomic<bool>> given_up;  // for each query, whether every score is computed
+  std::vector<Ranked> ranked;
 };
 
 class TopK {
  public:
-  TopK(const Head& head, int64_t k, const Executor& executor, Isa isa, Workspace& workspace)
-      : head_(head), k_(k), executor_(executor), isa_(isa), workspace_(workspace) {}
+  TopK(const Head& head, const float* hidden, int64_t k, const Executor& executor, Isa isa,
+       Workspace& workspace)
+      : head_(head),
+        hidden_(hidden),
+        k_(k),
+        executor_(executor),
+        isa_(isa),
+        score_(score_kernel(isa)),
+        w_(workspace) {}
 
-  void run(const float* hidden, int64_t count, float* scores, int64_t* ids) {
+  void run(int64_t count, float* scores, int64_t* ids) {
     const bool scan = head_.packed() && 8 * k_ <= head_.rows();
-    if (scan) collect(hidden, count);
-    std::vector<char>& done = workspace_.done;
-    done.assign(static_cast<size_t>(count), 0);
-    if (scan) {
-      executor_.run(count, [&](int64_t i) {
-        done[static_cast<size_t>(i)] = rescore(i, hidden, scores + i * k_, ids + i * k_);
-      });
-    }
+    if (scan) collect(count);
     for (int64_t i = 0; i < count; ++i) {
-      if (done[static_cast<size_t>(i)]) continue;
-      all_rows(hidden + i * head_.depth(), scores + i * k_, ids + i * k_);
+      if (scan && !given_up(i)) {
+        merge(i);
+      } else {
+        score_all(i);
+      }
+      emit(scores + i * k_, ids + i * k_);
     }
   }
 
  private:
-  void collect(const float* hidden, int64_t count) {
-    Workspace& w = workspace_;
-    w.group.encode(head_, hidden, count, isa_);
-    w.thresholds.resize(static_cast<size_t>(count));
-    for (Threshold& threshold : w.thresholds) threshold.reset();
-    w.scanners.resize(static_cast<size_t>(executor_.threads()));
-    for (Scanner& scanner : w.scanners) {
-      scanner.collectors.resize(static_cast<size_t>(count));
-      for (size_t i = 0; i < scanner.collectors.size(); ++i) {
-        scanner.collectors[i].start(k_, &w.thresholds[i]);
-      }
-    }
+  void collect(int64_t count) {
+    w_.group.encode(head_, hidden_, count, isa_);
+    w_.thresholds.resize(static_cast<size_t>(count));
+    for (Threshold& threshold : w_.thresholds) threshold.reset();
+    w_.given_up.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) give_up(i, !w_.group[i].finite);
+    w_.scanners.resize(static_cast<size_t>(executor_.threads()));
+    for (Scanner& scanner : w_.scanners) start(scanner, count);
+    rough_ = head_.rough() && count <= kRoughQueries;
     // Each thread takes the next rows that nobody has taken, so that one thread alone keeps one
     // list, whatever number of threads the host promised.
+    const int64_t strips = ceil_div(head_.tiles(), kStripTiles), stride = stride_of(strips);
     std::atomic<int64_t> next{0};
-    const int64_t tiles = tile_count(head_);
     executor_.run(executor_.threads(), [&](int64_t slot) {
-      for (int64_t tile = next.fetch_add(kTake); tile < tiles; tile = next.fetch_add(kTake)) {
-        for (int64_t t = tile; t < std::min(tile + kTake, tiles); ++t) {
-          scan_tile(t, w.scanners[static_cast<size_t>(slot)]);
-        }
+      Scanner& scanner = w_.scanners[static_cast<size_t>(slot)];
+      const DotQueries queries = w_.group.dots(0, count);
+      const DotKernel& kernel = dot_kernel(isa_, count);
+      kernel.enter(queries);
+      for (int64_t i = next.fetch_add(1); i < strips; i = next.fetch_add(1)) {
+        scan_strip(i * stride % strips, kernel, queries, scanner);
+      }
+      kernel.leave();
+    });
+    for (int64_t i = 0; i < count; ++i) check_pending(i);
+    const int64_t lists = count * executor_.threads();
+    parallel_for(executor_, lists, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t query = i % count;
+        Scanner& scanner = w_.scanners[static_cast<size_t>(i / count)];
+        if (given_up(query)) continue;
+        scanner.collectors[static_cast<size_t>(query)].finish(
+            [&](int32_t row) { return final_score(scanner, query, row); },
+            [&](int32_t row) { fetch_row(head_.dense(), row); });
       }
     });
   }
 
-  void scan_tile(int64_t index, Scanner& scanner) {
-    const QueryGroup& group = workspace_.group;
-    const TileRows tile(head_, index);
-    scanner.dots.resize(kTileQueries * kTileRows);
-    for (int64_t q = 0; q < group.size(); q += kTileQueries) {
-      const int64_t together = std::min(kTileQueries, group.size() - q);
-      tile_dots(head_, tile, group, q, together, scanner.dots.data(), isa_);
-      for (int64_t i = 0; i < together; ++i) {
-        Collector& collector = scanner.collectors[static_cast<size_t>(q + i)];
-        if (!group[q + i].finite || collector.overflowed()) continue;
-        collect_tile(head_, tile, scanner.dots.data() + i * tile.blocks * kBlockRows, group[q + i],
-                     collector, isa_);
-        collector.tidy();
+  void start(Scanner& scanner, int64_t count) {
+    const auto size = static_cast<size_t>(count);
+    scanner.collectors.resize(size);
+    for (size_t i = 0; i < size; ++i) scanner.collectors[i].start(k_, &w_.thresholds[i]);
+    scanner.thresholds.resize(size);
+    scanner.bars.resize(size);
+    scanner.widths.resize(size);
+    scanner.dots.resize(static_cast<size_t>(ceil_div(count, kDotGroup) * kDotGroup * kTileRows));
+    scanner.x.resize(size);
+    for (std::vector<double>& x : scanner.x) x.clear();
+    scanner.strips = 0;
+  }
+
+  // Strips are taken in steps of this, so that the first of them are a sample of all.
+  static int64_t stride_of(int64_t strips) {
+    int64_t stride = std::max<int64_t>(1, strips * 618 / 1000);
+    while (std::gcd(stride, strips) != 1) ++stride;
+    return stride;
+  }
+
+  void scan_strip(int64_t strip, const DotKernel& kernel, const DotQueries& queries,
+                  Scanner& scanner) {
+    const int64_t last = std::min((strip + 1) * kStripTiles, head_.tiles());
+    // A thread's first strip in parts, of which each excludes most of the next.
+    int64_t part = scanner.strips == 0 ? 1 : kStripTiles;
+    const bool rough = rough_.load(std::memory_order_relaxed);
+    for (int64_t tile = strip * kStripTiles; tile < last;) {
+      const int64_t end = std::min(tile + part, last);
+      part = std::min(2 * part, kStripTiles);
+      prepare(tile, end, rough, scanner);
+      for (; tile < end; ++tile) scan_tile(tile, kernel, queries, rough, scanner);
+      for (int64_t i = 0; i < queries.count; ++i) {
+        scanner.collectors[static_cast<size_t>(i)].settle(
+            [&](int32_t row) { return final_score(scanner, i, row); });
       }
     }
+    ++scanner.strips;
+    if (scanner.strips % kJudgedStrips == 0) judge(queries.count, rough, scanner);
   }
 
-  // False if every score has to be computed.
-  bool rescore(int64_t query, const float* hidden, float* scores, int64_t* ids) {
-    if (!workspace_.group[query].finite) return false;
-    thread_local Rescorer buffers;
-    buffers.candidates.clear();
-    for (const Scanner& scanner : workspace_.scanners) {
-      const Collector& collector = scanner.collectors[static_cast<size_t>(query)];
-      if (collector.overflowed()) return false;
-      buffers.candidates.insert(buffers.candidates.end(), collector.candidates().begin(),
-                                collector.candidates().end());
+  // Sets thresholds, bars and widths for tiles [begin, end).
+  void prepare(int64_t begin, int64_t end, bool rough, Scanner& scanner) {
+    float error = 0, norm = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const RowBounds& bounds = head_.bounds(i);
+      error = std::max(error, rough ? bounds.rough_error : bounds.error);
+      norm = std::max(norm, rough ? bounds.rough_norm : bounds.norm);
     }
-    if (static_cast<int64_t>(buffers.candidates.size()) < k_) return false;
-    prune(buffers.candidates, k_);
-    const float* x = hidden + query * head_.depth();
-    buffers.x.assign(x, x + head_.depth());
-    buffers.ranked.clear();
-    const ScoreKernel score = score_kernel(isa_);
-    for (const Candidate& candidate : buffers.candidates) {
-      buffers.ranked.push_back(
-          {score(head_.dense(), candidate.row, buffers.x.data()), candidate.row});
+    for (int64_t i = 0; i < w_.group.size(); ++i) {
+      const Query& query = w_.group[i];
+      const auto at = static_cast<size_t>(i);
+      scanner.widths[at] = query.width(error, norm);
+      scanner.thresholds[at] = scanner.collectors[at].threshold();
+      scanner.bars[at] = given_up(i) ? std::numeric_limits<float>::infinity()
+                                     : bar_for(scanner.thresholds[at]) - unscaled(query);
     }
-    emit(buffers.ranked, scores, ids);
-    return true;
   }
 
-  void all_rows(const float* hidden, float* scores, int64_t* ids) {
-    thread_local Rescorer buffers;
-    buffers.x.assign(hidden, hidden + head_.depth());
-    buffers.ranked.resize(static_cast<size_t>(head_.rows()));
-    const ScoreKernel score = score_kernel(isa_);
-    // References: a thread_local that is named in the loop's body would be the other thread's.
-    const double* x = buffers.x.data();
-    Ranked* ranked = buffers.ranked.data();
+  void scan_tile(int64_t index, const DotKernel& kernel, const DotQueries& queries, bool rough,
+                 Scanner& scanner) {
+    const Tile tile = head_.tile(index);
+    int32_t* dots = scanner.dots.data();
+    if (rough) {
+      kernel.rough_dots(head_.rough_tile(index), queries, dots);
+    } else {
+      kernel.dots(tile.packed, queries, dots);
+    }
+    uint64_t rows[kDotQueries];
+    const GroupDots group{dots, w_.group.scales(0), scanner.widths.data(), queries.count};
+    for (uint64_t any = scan_kernels(isa_).reach(tile, group, scanner.bars.data(), rows); any != 0;
+         any &= any - 1) {
+      const int query = std::countr_zero(any);
+      if (!given_up(query)) meet(tile, query, rows[query], scanner);
+    }
+  }
+
+  void meet(const Tile& tile, int64_t query, uint64_t rows, Scanner& scanner) {
+    const auto at = static_cast<size_t>(query);
+    const float scale = w_.group[query].scale, width = scanner.widths[at];
+    for (; rows != 0; rows &= rows - 1) {
+      const int row = std::countr_zero(rows);
+      if (row >= tile.rows) break;
+      const float product = static_cast<float>(scanner.dots[at * kTileRows + row]) * scale;
+      const float score = product * tile.scale[row] + tile.bias[row];
+      const float upper =
+          (product + width) * tile.scale[row] + tile.bias[row] + unscaled(w_.group[query]);
+      const auto id = static_cast<int32_t>(tile.first + row);
+      scanner.collectors[at].meet({score, upper, id});
+      if (!(score < scanner.thresholds[at])) fetch_row(head_.dense(), id);
+    }
+  }
+
+  // What a row without a scale may be off.
+  float unscaled(const Query& query) const { return head_.unscaled_error() * query.norm; }
+
+  bool given_up(int64_t query) const {
+    return w_.given_up[static_cast<size_t>(query)].load(std::memory_order_relaxed);
+  }
+  void give_up(int64_t query, bool value) {
+    w_.given_up[static_cast<size_t>(query)].store(value, std::memory_order_relaxed);
+  }
+
+  int64_t most_pending() const {
+    return std::max(kMostPending + 4 * k_, head_.rows() / kPendingShare);
+  }
+
+  // Drops what has been excluded; gives up rough rows if too many are left, or the query.
+  void judge(int64_t count, bool rough, Scanner& scanner) {
+    const int64_t seen = scanner.strips * kStripTiles * kTileRows;
+    const bool tried = scanner.strips >= kTrialStrips;
+    for (int64_t i = 0; i < count; ++i) {
+      Collector& collector = scanner.collectors[static_cast<size_t>(i)];
+      if (collector.pending() <= seen / kFewShare) continue;
+      collector.tidy();
+      if (rough && tried && collector.pending() > seen / kRoughShare) {
+        rough_.store(false, std::memory_order_relaxed);
+      }
+      if (collector.pending() > most_pending()) give_up(i, true);
+    }
+  }
+
+  // Gives up a query of which too many rows are pending.
+  void check_pending(int64_t query) {
+    int64_t pending = 0;
+    for (Scanner& scanner : w_.scanners) {
+      Collector& collector = scanner.collectors[static_cast<size_t>(query)];
+      collector.tidy();
+      pending += collector.pending();
+    }
+    if (pending > most_pending()) give_up(query, true);
+  }
+
+  float final_score(Scanner& scanner, int64_t query, int32_t row) const {
+    std::vector<double>& x = scanner.x[static_cast<size_t>(query)];
+    const float* from = hidden_ + query * head_.depth();
+    if (x.empty()) x.assign(from, from + head_.depth());
+    return score_(head_.dense(), row, x.data());
+  }
+
+  void merge(int64_t query) {
+    w_.ranked.clear();
+    for (const Scanner& scanner : w_.scanners) {
+      const auto best = scanner.collectors[static_cast<size_t>(query)].best();
+      w_.ranked.insert(w_.ranked.end(), best.begin(), best.end());
+    }
+  }
+
+  void score_all(int64_t query) {
+    const float* from = hidden_ + query * head_.depth();
+    const std::vector<double> x(from, from + head_.depth());
+    w_.ranked.resize(static_cast<size_t>(head_.rows()));
+    Ranked* ranked = w_.ranked.data();
     parallel_for(executor_, head_.rows(), 1024, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        ranked[row] = {score(head_.dense(), row, x), static_cast<int32_t>(row)};
+        ranked[row] = {score_(head_.dense(), row, x.data()), static_cast<int32_t>(row)};
       }
     });
-    emit(buffers.ranked, scores, ids);
   }
 
-  void emit(std::vector<Ranked>& ranked, float* scores, int64_t* ids) {
-    std::partial_sort(ranked.begin(), ranked.begin() + k_, ranked.end(), before);
+  void emit(float* scores, int64_t* ids) {
+    std::partial_sort(w_.ranked.begin(), w_.ranked.begin() + k_, w_.ranked.end(), before);
     for (int64_t i = 0; i < k_; ++i) {
-      scores[i] = ranked[static_cast<size_t>(i)].score;
-      ids[i] = ranked[static_cast<size_t>(i)].row;
+      scores[i] = w_.ranked[static_cast<size_t>(i)].score;
+      ids[i] = w_.ranked[static_cast<size_t>(i)].row;
     }
   }
 
   const Head& head_;
+  const float* hidden_;
   const int64_t k_;
   const Executor& executor_;
   const Isa isa_;
-  Workspace& workspace_;
+  const ScoreKernel score_;
+  Workspace& w_;
+  std::atomic<bool> rough_{false};
 };
 
 }  // namespace
@@ -178,13 +297,13 @@ void linear_top_k(const Head& head, const float* hidden, int64_t count, int64_t 
                                 std::to_string(head.rows()));
   }
   thread_local Workspace workspace;
-  for (int64_t first = 0; first < count; first += kGroup) {
-    const int64_t group = std::min(kGroup, count - first);
+  for (int64_t first = 0; first < count; first += kDotQueries) {
+    const int64_t group = std::min(kDotQueries, count - first);
     const SerialExecutor serial;
     const bool small = head.rows() * head.depth() < kParallelWork / group;
     const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
-    TopK(head, k, used, isa, workspace)
-        .run(hidden + first * head.depth(), group, scores + first * k, ids + first * k);
+    TopK(head, hidden + first * head.depth(), k, used, isa, workspace)
+        .run(group, scores + first * k, ids + first * k);
   }
 }
 

@@ -14,7 +14,7 @@ Tensor input(const Api& api, const OrtKernelContext* context, size_t index) {
 
 }  // namespace
 
-HeadKernel::HeadKernel(const NodeInfo& info, const char* op, size_t inputs)
+HeadKernel::HeadKernel(const NodeInfo& info, const char* op, size_t inputs, RoughRows rough)
     : api_(info.api()), where_(std::string("qcompile ") + op + " '" + info.name() + "'") {
   Tensor tensors[kPackedInputs];
   bool constant = true;
@@ -27,7 +27,7 @@ HeadKernel::HeadKernel(const NodeInfo& info, const char* op, size_t inputs)
   }
   const Packed packed = read_packed(dense, tensors);
   try {
-    head_ = std::make_unique<Head>(dense, packed, SerialExecutor());
+    head_ = std::make_unique<Head>(dense, packed, SerialExecutor(), rough);
   } catch (const std::invalid_argument& error) {
     reject(error.what());
   }

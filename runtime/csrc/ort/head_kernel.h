@@ -23,9 +23,10 @@ inline constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() - kBloc
 // checked at every call, which then computes all scores in fp32.
 class HeadKernel {
  public:
-  // inputs: kDenseInputs or kPackedInputs. Throws std::invalid_argument, naming node and input,
-  // if constant inputs do not fit together.
-  HeadKernel(const NodeInfo& info, const char* op, size_t inputs);
+  // inputs: kDenseInputs or kPackedInputs. rough: for scans by the int8 rows. Throws
+  // std::invalid_argument, naming node and input, if constant inputs do not fit together.
+  HeadKernel(const NodeInfo& info, const char* op, size_t inputs,
+             RoughRows rough = RoughRows::kNever);
 
   const Api& api() const { return api_; }
 

@@ -84,11 +84,18 @@ int64_t count_of(const Input<float>& hidden, const Dense& dense) {
   return static_cast<int64_t>(hidden.shape(0));
 }
 
+RoughRows rough_rows(const std::string& when) {
+  if (when == "never") return RoughRows::kNever;
+  if (when == "always") return RoughRows::kAlways;
+  require(when == "if large", "rough is '" + when + "', expected never, always or if large");
+  return RoughRows::kIfLarge;
+}
+
 // An output layer in Python: keeps its arrays alive.
 class PyHead {
  public:
   PyHead(Input<float> weight, Input<float> bias, Input<int8_t> packed, Input<float> scale,
-         Input<float> error)
+         Input<float> error, const std::string& rough)
       : arrays_{weight, bias, scale, error}, packed_(packed) {
     const Dense dense = dense_from(weight, bias);
     require_shape("packed", packed,
@@ -97,7 +104,7 @@ class PyHead {
     require_shape("error", error, {dense.rows});
     compute([&] {
       head_ = std::make_unique<Head>(dense, Packed{packed.data(), scale.data(), error.data()},
-                                     OpenMPExecutor());
+                                     OpenMPExecutor(), rough_rows(rough));
     });
   }
 
@@ -175,10 +182,11 @@ void bind_index(nb::module_& module) {
   module.def("pack_rows", &pack, nb::arg("weight").noconvert(),
              "Quantise and pack weight [N, d]; see qcompile.runtime.reference.index.pack.");
   nb::class_<PyHead>(module, "Head", "An output layer with packed rows.")
-      .def(nb::init<Input<float>, Input<float>, Input<int8_t>, Input<float>, Input<float>>(),
+      .def(nb::init<Input<float>, Input<float>, Input<int8_t>, Input<float>, Input<float>,
+                    const std::string&>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
            nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
-           nb::arg("error").noconvert())
+           nb::arg("error").noconvert(), nb::arg("rough") = "if large")
       .def("top_k", &PyHead::top_k, nb::arg("hidden").noconvert(), nb::arg("k"),
            nb::arg("isa") = "auto", nb::arg("threads") = 1,
            "The k largest scores and their ids, [B, k], of hidden [B, d].")

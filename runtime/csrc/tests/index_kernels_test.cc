@@ -1,4 +1,5 @@
 // Every instruction set computes what the scalar kernels compute, bit for bit, within its buffers.
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -6,72 +7,100 @@
 #include "index/dot_int8.h"
 #include "index/exponential.h"
 #include "index/rescore.h"
+#include "index/scan.h"
 #include "index/scan_kernels.h"
 #include "tests/index_testing.h"
 
 namespace qcompile {
 namespace {
 
-struct EncodedQueries {
-  EncodedQueries(int64_t count, int64_t depth, unsigned seed)
-      : stride(step_count(depth) * kBlockDepth), values(static_cast<size_t>(count * stride)) {
-    const std::vector<float> x = normal_values(count * depth, seed);
-    for (int64_t i = 0; i < count; ++i) {
-      queries.push_back(
-          encode(x.data() + i * depth, depth, values.data() + i * stride, Isa::kScalar));
-    }
-  }
-  int64_t stride;
-  std::vector<uint8_t> values;
-  std::vector<Query> queries;
-};
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void test_dot_products(int64_t rows, int64_t depth, int64_t count) {
   const TestLayer layer(rows, depth, 7);
-  const EncodedQueries queries(count, depth, 8);
-  const int64_t blocks = block_count(rows);
-  const DotTile tile{layer.packed.data(),   layer.head->figures(0), blocks, step_count(depth),
-                     queries.values.data(), queries.stride,         count};
-  std::vector<int32_t> expected(static_cast<size_t>(count * blocks * kBlockRows));
-  dot_int8_scalar(tile, expected.data());
-  for (Isa isa : supported_isas()) {
-    std::vector<int32_t> found(expected.size());
-    dot_kernel(isa, count)(tile, found.data());
-    EXPECT(found == expected);
+  const std::vector<float> x = normal_values(count * depth, 8);
+  QueryGroup group;
+  group.encode(*layer.head, x.data(), count, Isa::kScalar);
+  const DotQueries queries = group.dots(0, count);
+  const int64_t room = ceil_div(count, kDotGroup) * kDotGroup;
+  const auto run = [&](const DotKernel& kernel, bool rough) {
+    std::vector<int32_t> all, dots(static_cast<size_t>(room * kTileRows));
+    kernel.enter(queries);
+    for (int64_t i = 0; i < layer.head->tiles(); ++i) {
+      if (rough) {
+        kernel.rough_dots(layer.head->rough_tile(i), queries, dots.data());
+      } else {
+        kernel.dots(layer.head->tile(i).packed, queries, dots.data());
+      }
+      all.insert(all.end(), dots.begin(), dots.begin() + count * kTileRows);
+    }
+    kernel.leave();
+    return all;
+  };
+  for (bool rough : {false, true}) {
+    const auto expected = run(kDotScalar, rough);
+    for (Isa isa : supported_isas()) EXPECT(run(dot_kernel(isa, count), rough) == expected);
   }
 }
 
 void test_extreme_dot_products() {
   // The largest sums there are: nothing may saturate.
   constexpr int64_t kDepth = 1000;
-  std::vector<int8_t> rows(static_cast<size_t>(step_count(kDepth) * kStepBytes));
-  for (int lane = 0; lane < kBlockRows; ++lane) {
-    for (int64_t i = 0; i < kDepth; ++i) {
-      const int sign = lane % 2 ? 1 : (i % 2 ? -1 : 1);
-      rows[static_cast<size_t>(i / 4 * kStepBytes + lane * 4 + i % 4)] =
-          static_cast<int8_t>(lane < 2 ? 127 * sign : -128);
-    }
+  const int64_t steps = step_count(kDepth), bytes = steps * kStepBytes;
+  std::vector<int8_t> rows(static_cast<size_t>(kTileBlocks * bytes));
+  std::vector<uint8_t> rough(static_cast<size_t>(kTileBlocks * rough_block_bytes(kDepth)));
+  for (int64_t i = 0; i < std::ssize(rows); ++i) {
+    const int64_t lane = i / kBlockDepth % kBlockRows;
+    const int sign = lane % 2 ? 1 : (i % 2 ? -1 : 1);
+    rows[static_cast<size_t>(i)] = static_cast<int8_t>(lane < 2 ? 127 * sign : -128);
   }
-  std::vector<uint8_t> x(kDepth);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = i % 3 ? 255 : 1;  // 127 and -127
-  BlockFigures figures{};
-  for (int lane = 0; lane < kBlockRows; ++lane) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < kDepth; ++i) {
-      sum += rows[static_cast<size_t>(i / 4 * kStepBytes + lane * 4 + i % 4)];
-    }
-    figures.correction[lane] = -128 * sum;
+  for (int64_t b = 0; b < kTileBlocks; ++b) {
+    split_block(rows.data() + b * bytes, steps, rough.data() + b * rough_block_bytes(kDepth),
+                Isa::kScalar);
   }
-  const DotTile tile{rows.data(), &figures, 1, step_count(kDepth), x.data(), kDepth, 1};
-  int32_t expected[kBlockRows];
-  dot_int8_scalar(tile, expected);
+  std::vector<int8_t> x(16 * 1024);
+  int32_t sum = 0;
+  for (size_t i = 0; i < kDepth; ++i) sum += x[i] = i % 3 ? 127 : -127;
+  const DotQueries queries{x.data(), 1024, 1, steps, &sum};
   for (Isa isa : supported_isas()) {
-    int32_t found[kBlockRows];
-    dot_kernel(isa, 1)(tile, found);
-    EXPECT(std::memcmp(found, expected, sizeof found) == 0);
-    if (!supported(Isa::kAmx)) continue;
-    dot_int8_amx(tile, found);
-    EXPECT(std::memcmp(found, expected, sizeof found) == 0);
+    const DotKernel& kernel = isa == Isa::kAmx ? kDotAmx : dot_kernel(isa, 1);
+    int32_t expected[kTileRows], found[16 * kTileRows];
+    kernel.enter(queries);
+    kDotScalar.dots(rows.data(), queries, expected);
+    kernel.dots(rows.data(), queries, found);
+    EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
+    kDotScalar.rough_dots(rough.data(), queries, expected);
+    kernel.rough_dots(rough.data(), queries, found);
+    EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
+    kernel.leave();
+  }
+}
+
+void test_rough_rows(int64_t rows, int64_t depth) {
+  const TestLayer layer(rows, depth, 9);
+  const int64_t steps = step_count(depth);
+  for (int64_t block = 0; block < block_count(rows); ++block) {
+    const int8_t* values = layer.packed.data() + block * steps * kStepBytes;
+    RowSums expected[kBlockRows] = {};
+    for (int64_t i = 0; i < steps * kStepBytes; ++i) {
+      const int rough = ((values[i] + 128) / 16) * 16 - kRoughOffset,
+                difference = values[i] - rough;
+      EXPECT(difference >= -8 && difference <= 7);
+      RowSums& sums = expected[i / kBlockDepth % kBlockRows];
+      sums.squares += values[i] * values[i];
+      sums.rough_squares += rough * rough;
+      sums.difference += difference * difference;
+    }
+    std::vector<uint8_t> halves;
+    for (Isa isa : supported_isas()) {
+      RowSums found[kBlockRows];
+      sum_block(values, steps, found, isa);
+      EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
+      std::vector<uint8_t> split(static_cast<size_t>(rough_block_bytes(depth)));
+      split_block(values, steps, split.data(), isa);
+      if (halves.empty()) halves = split;
+      EXPECT(split == halves);
+    }
   }
 }
 
@@ -80,37 +109,41 @@ void test_scan_kernels(int64_t rows, float bias) {
   layer.bias[static_cast<size_t>(rows / 2)] = bias;
   const Head head(layer.dense, {layer.packed.data(), layer.scale.data(), layer.error.data()},
                   SerialExecutor());
-  const EncodedQueries queries(1, 20, 4);
-  const int64_t blocks = block_count(rows);
-  std::vector<int32_t> dots(static_cast<size_t>(blocks * kBlockRows));
-  dot_int8_scalar({layer.packed.data(), head.figures(0), blocks, step_count(20),
-                   queries.values.data(), queries.stride, 1},
-                  dots.data());
-  const ScoreTile tile{dots.data(), head.figures(0), blocks, queries.queries[0].scale};
-  const std::vector<float> widths(static_cast<size_t>(blocks), 0.25f);
-  const std::vector<float> bars(static_cast<size_t>(blocks), 1.5f);
-  const auto run = [&](const ScanKernels& kernels) {
-    std::vector<uint32_t> bits(static_cast<size_t>(blocks));
-    std::vector<float> low(kTilePeaks), high(kTilePeaks), scores(dots.size() + 1);
-    kernels.reach(tile, bars.data(), bits.data());
-    kernels.low_peaks(tile, widths.data(), low.data());
-    scores.back() = kernels.scores(tile, widths.data(), scores.data(), high.data());
-    const uint64_t reached = kernels.peaks_reach(high.data(), 1.5f);
-    std::vector<uint32_t> all = bits;
-    for (const auto& values : {low, high, scores}) {
-      for (float value : values) {
-        uint32_t pattern;
-        std::memcpy(&pattern, &value, sizeof pattern);
-        all.push_back(std::isnan(value) ? 0x7FC00000 : pattern);
+  const std::vector<float> x = normal_values(5 * 20, 4);
+  QueryGroup group;
+  group.encode(head, x.data(), 5, Isa::kScalar);
+  std::vector<int32_t> dots(16 * kTileRows);
+  const std::vector<float> widths(5, 0.25f), bars{-kInfinity, 0, 1.5f, 3, kInfinity};
+  for (int64_t i = 0; i < head.tiles(); ++i) {
+    const Tile tile = head.tile(i);
+    kDotScalar.dots(tile.packed, group.dots(0, 5), dots.data());
+    const auto run = [&](const ScanKernels& kernels) {
+      std::vector<uint64_t> reached(5);
+      uint64_t any = kernels.reach(tile, {dots.data(), group.scales(0), widths.data(), 5},
+                                   bars.data(), reached.data());
+      for (size_t q = 0; q < 5; ++q) {
+        if (!(any >> q & 1)) reached[q] = 0;
+        for (int64_t row = 0; row < tile.rows; ++row) {
+          const float dot = static_cast<float>(dots[q * kTileRows + static_cast<size_t>(row)]);
+          const float upper = (dot * group.scales(0)[q] + 0.25f) * tile.scale[row] + tile.bias[row];
+          // Roundings differ; the bound allows for it.
+          if (std::fabs(upper - bars[q]) < 1e-5f) continue;
+          EXPECT((reached[q] >> row & 1) == !(upper < bars[q]));
+        }
       }
-    }
-    all.push_back(static_cast<uint32_t>(reached));
-    all.push_back(static_cast<uint32_t>(reached >> 32));
-    return all;
-  };
-  const auto expected = run(kScanScalar);
-  if (supported(Isa::kAvx2)) EXPECT(run(kScanAvx2) == expected);
-  if (supported(Isa::kAvx512)) EXPECT(run(kScanAvx512) == expected);
+      std::vector<float> scores(kTileRows + kBlockRows + 1);
+      const TileDots query{dots.data(), group[0].scale, 0.25f};
+      scores.back() = kernels.scores(tile, query, scores.data(), scores.data() + kTileRows);
+      std::vector<uint32_t> all;
+      for (float value : scores) {
+        all.push_back(std::isnan(value) ? 0x7FC00000 : std::bit_cast<uint32_t>(value));
+      }
+      return all;
+    };
+    const auto expected = run(kScanScalar);
+    if (supported(Isa::kAvx2)) EXPECT(run(kScanAvx2) == expected);
+    if (supported(Isa::kAvx512)) EXPECT(run(kScanAvx512) == expected);
+  }
 }
 
 void test_fp32_kernels(int64_t rows, int64_t depth, int64_t count) {
@@ -161,13 +194,13 @@ int main() {
   using namespace qcompile;
   for (int64_t rows : {1, 16, 17, 150, 256}) {
     for (int64_t depth : {1, 4, 63, 64, 65, 120, 200}) {
-      for (int64_t count : {1, 3, 4, 5, 16, 21, 32}) test_dot_products(rows, depth, count);
+      for (int64_t count : {1, 3, 4, 5, 16, 21, 64}) test_dot_products(rows, depth, count);
+      test_rough_rows(rows, depth);
     }
   }
   test_extreme_dot_products();
-  const float infinity = std::numeric_limits<float>::infinity();
   for (int64_t rows : {1, 15, 16, 100, 256}) {
-    for (float bias : {0.0f, infinity, -infinity, std::nanf("")}) test_scan_kernels(rows, bias);
+    for (float bias : {0.0f, kInfinity, -kInfinity, std::nanf("")}) test_scan_kernels(rows, bias);
   }
   for (int64_t rows : {1, 31, 32, 33, 70}) {
     for (int64_t depth : {1, 7, 8, 9, 16, 33}) {

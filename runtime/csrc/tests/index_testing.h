@@ -73,7 +73,7 @@ struct TestLayer {
     pack_rows(weight.data(), rows, depth, packed.data(), scale.data(), error.data(),
               SerialExecutor());
     head = std::make_unique<Head>(dense, Packed{packed.data(), scale.data(), error.data()},
-                                  SerialExecutor());
+                                  SerialExecutor(), RoughRows::kAlways);
   }
 
   std::vector<float> weight, bias;
