@@ -1,9 +1,32 @@
 #include "index/best_scores.h"
 
-namespace qcompile {
+#include <algorithm>
+#include <functional>
+#include <limits>
 
-void BestScores::add(const float* scores, const int32_t* list, int64_t listed, NotBelow reach) {
-  constexpr int64_t kTogether = 64 / kBlockRows;
+#include "index/cell_kernels.h"
+#include "index/query.h"
+
+namespace qcompile {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kTogether = 64 / kBlockRows;
+
+}  // namespace
+
+void BestScores::start(int64_t most, int64_t k, float width, Isa isa) {
+  most_ = static_cast<size_t>(most);
+  k_ = static_cast<size_t>(k);
+  width_ = width;
+  isa_ = isa;
+  bar_ = -kInfinity;
+  keys_.clear();
+}
+
+void BestScores::add(const float* scores, const int32_t* list, int64_t listed) {
+  seed(scores, listed);
+  const NotBelow reach = not_below(isa_);
   for (int64_t first = 0; first < listed; first += kTogether) {
     const int64_t blocks = std::min(kTogether, listed - first);
     float padded[64];
@@ -17,21 +40,53 @@ void BestScores::add(const float* scores, const int32_t* list, int64_t listed, N
     if (blocks < kTogether) bits &= (uint64_t{1} << (blocks * kBlockRows)) - 1;
     for (; bits != 0; bits &= bits - 1) {
       const int at = std::countr_zero(bits);
-      const auto place =
-          static_cast<uint32_t>(list[first + at / kBlockRows] * kBlockRows + at % kBlockRows);
-      keys_.push_back(rank_key(source[at], place));
+      const int32_t block = list[first + at / kBlockRows];
+      keys_.push_back(
+          rank_key(source[at], static_cast<uint32_t>(block) * kBlockRows + at % kBlockRows));
     }
-    if (keys_.size() >= 2 * most_ + 64) shrink();
+    if (keys_.size() >= 2 * most_ + 256) shrink();
   }
 }
 
+const std::vector<uint64_t>& BestScores::finish() {
+  shrink();
+  if (k_ < most_ && keys_.size() > k_) {
+    raise(kth_best());
+    std::erase_if(keys_, [this](uint64_t key) { return score_of(key) < bar_; });
+  }
+  return keys_;
+}
+
+float BestScores::kth_best() {
+  if (keys_.size() < k_) return -kInfinity;
+  const auto kth = keys_.begin() + static_cast<std::ptrdiff_t>(k_) - 1;
+  std::nth_element(keys_.begin(), kth, keys_.end(), std::greater<>());
+  return score_of(*kth);
+}
+
+// Peaks are scores of different rows, so the k-th of them bounds the k-th best from below.
+void BestScores::seed(const float* scores, int64_t listed) {
+  const auto groups = static_cast<int64_t>(k_ <= 8 ? kTogether : 4 * kTogether);
+  if (static_cast<int64_t>(k_) > groups * kBlockRows || listed < groups) return;
+  peaks_.resize(static_cast<size_t>(groups * kBlockRows));
+  lane_peaks(isa_)(scores, listed, groups, peaks_.data());
+  const auto kth = peaks_.begin() + static_cast<std::ptrdiff_t>(k_) - 1;
+  std::nth_element(peaks_.begin(), kth, peaks_.end(), std::greater<>());
+  raise(*kth);
+}
+
+// The k-th best is at least `score`.
+void BestScores::raise(float score) {
+  const float bar = score - width_ - 2 * slack(score, width_);
+  if (bar > bar_) bar_ = bar;
+}
+
 void BestScores::shrink() {
-  if (keys_.size() < most_) return;
+  if (keys_.size() <= most_) return;
   const auto last = keys_.begin() + static_cast<std::ptrdiff_t>(most_) - 1;
   std::nth_element(keys_.begin(), last, keys_.end(), std::greater<>());
-  // A NaN is no bar: everything else would be below it.
   const float score = score_of(*last);
-  if (!std::isnan(score)) bar_ = score;
+  if (score > bar_) bar_ = score;  // not if it is NaN
   keys_.resize(most_);
 }
 

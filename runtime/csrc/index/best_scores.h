@@ -2,16 +2,12 @@
 // equals.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <functional>
-#include <limits>
 #include <vector>
 
 #include "core/isa.h"
-#include "index/cell_kernels.h"
 
 namespace qcompile {
 
@@ -19,7 +15,7 @@ namespace qcompile {
 inline uint64_t rank_key(float score, uint32_t place) {
   const auto bits = std::bit_cast<uint32_t>(score);
   const uint32_t order = std::isnan(score) ? ~0u : bits ^ (bits >> 31 ? ~0u : 0x80000000u);
-  return uint64_t{order} << 32 | ~place;
+  return uint64_t{order} << 32 | static_cast<uint32_t>(~place);
 }
 inline uint32_t place_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
 inline float score_of(uint64_t key) {
@@ -29,30 +25,29 @@ inline float score_of(uint64_t key) {
 
 class BestScores {
  public:
-  void start(int64_t most) {
-    most_ = static_cast<size_t>(most);
-    keys_.clear();
-    bar_ = -std::numeric_limits<float>::infinity();
-  }
+  // Keeps the `most` best. Of these it may drop what is more than `width` below the k-th best,
+  // k <= most, and a little more for rounding.
+  void start(int64_t most, int64_t k, float width, Isa isa);
 
-  // Offers scores [count] with the places of blocks `list`, 16 each.
-  void add(const float* scores, const int32_t* list, int64_t listed, NotBelow reach);
+  // Offers scores [listed, 16] with the places of the listed blocks.
+  void add(const float* scores, const int32_t* list, int64_t listed);
 
-  // A score that most_ of those offered so far reach; minus infinity if there are fewer.
-  float bar() const { return bar_; }
+  // The best of those offered, in no order; more may be added afterwards.
+  const std::vector<uint64_t>& finish();
 
-  // The best of those offered, in no order.
-  const std::vector<uint64_t>& finish() {
-    shrink();
-    return keys_;
-  }
+  // The k-th best score offered; minus infinity if there are fewer.
+  float kth_best();
 
  private:
+  void seed(const float* scores, int64_t listed);
+  void raise(float score);
   void shrink();
 
-  size_t most_ = 0;
-  float bar_ = 0;
+  size_t most_ = 0, k_ = 0;
+  float width_ = 0, bar_ = 0;
+  Isa isa_ = Isa::kScalar;
   std::vector<uint64_t> keys_;
+  std::vector<float> peaks_;
 };
 
 }  // namespace qcompile

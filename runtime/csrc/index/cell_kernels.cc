@@ -1,6 +1,38 @@
 #include "index/cell_kernels.h"
 
+#include <limits>
+
+#include "core/lanes.h"
+
 namespace qcompile {
+namespace {
+
+QC_INLINE void peaks_of(const float* scores, int64_t blocks, int64_t groups, float* peaks) {
+  for (int64_t group = 0; group < groups; ++group) {
+    Lanes peak = all_lanes(-std::numeric_limits<float>::infinity());
+    for (int64_t block = group; block < blocks; block += groups) {
+      const Lanes score = load_lanes(scores + block * kBlockRows);
+      peak = score > peak ? score : peak;
+    }
+    store_lanes(peaks + group * kBlockRows, peak);
+  }
+}
+void peaks_scalar(const float* scores, int64_t blocks, int64_t groups, float* peaks) {
+  peaks_of(scores, blocks, groups, peaks);
+}
+QC_AVX2 void peaks_avx2(const float* scores, int64_t blocks, int64_t groups, float* peaks) {
+  peaks_of(scores, blocks, groups, peaks);
+}
+QC_AVX512 void peaks_avx512(const float* scores, int64_t blocks, int64_t groups, float* peaks) {
+  peaks_of(scores, blocks, groups, peaks);
+}
+
+}  // namespace
+
+LanePeaks lane_peaks(Isa isa) {
+  if (isa == Isa::kScalar) return peaks_scalar;
+  return isa == Isa::kAvx2 ? peaks_avx2 : peaks_avx512;
+}
 
 CellKernel cell_kernel(Isa isa, int64_t) {
   if (isa == Isa::kScalar) return cell_scores_scalar;

@@ -56,4 +56,9 @@ QC_AVX512 uint64_t not_below_avx512(const float* scores, float bar);
 using NotBelow = uint64_t (*)(const float* scores, float bar);
 NotBelow not_below(Isa isa);
 
+// The greatest scores [blocks, 16] of each lane of every `groups`-th block, or minus infinity, into
+// peaks [groups, 16]; NaN is passed over.
+using LanePeaks = void (*)(const float* scores, int64_t blocks, int64_t groups, float* peaks);
+LanePeaks lane_peaks(Isa isa);
+
 }  // namespace qcompile

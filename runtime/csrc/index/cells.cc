@@ -27,13 +27,17 @@ void require_finite(const char* name, const float* values, int64_t count, float 
   }
 }
 
-// -128 times the sums of a block's rows.
-void sum_rows(const int8_t* values, int64_t steps, int32_t* correction) {
+// -128 times the sums of a block's rows, and the sums of their squares.
+void sum_rows(const int8_t* values, int64_t steps, int32_t* correction, int32_t* squares) {
   for (int lane = 0; lane < kBlockRows; ++lane) {
     int32_t sum = 0;
+    squares[lane] = 0;
     for (int64_t step = 0; step < steps; ++step) {
-      for (int i = 0; i < kBlockDepth; ++i)
-        sum += values[step * kStepBytes + lane * kBlockDepth + i];
+      for (int i = 0; i < kBlockDepth; ++i) {
+        const int32_t value = values[step * kStepBytes + lane * kBlockDepth + i];
+        sum += value;
+        squares[lane] += value * value;  // at most 2^14 * kMostPackedDepth
+      }
     }
     correction[lane] = -128 * sum;
   }
@@ -52,19 +56,28 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   check_figures();
   check_places();
   row_terms_.resize(static_cast<size_t>(arrays.blocks));
+  std::vector<float> norms(static_cast<size_t>(arrays.blocks));
   parallel_for(executor, arrays.blocks, 256, [&](int64_t begin, int64_t end) {
+    int32_t squares[kBlockRows];
     for (int64_t block = begin; block < end; ++block) {
       BlockTerms& terms = row_terms_[static_cast<size_t>(block)];
-      sum_rows(rows().block(block), steps(), terms.correction);
+      sum_rows(rows().block(block), steps(), terms.correction, squares);
       for (int lane = 0; lane < kBlockRows; ++lane) {
         const int64_t place = block * kBlockRows + lane;
         const int32_t id = arrays_.row_ids[place];
         // Padding scores minus infinity, below every row: a row's own is scanned as the lowest.
         terms.scale[lane] = id < 0 ? 0 : arrays_.scale[place];
         terms.bias[lane] = id < 0 ? -kInfinity : std::max(dense_.bias[id], kLowest);
+        const double norm = static_cast<double>(terms.scale[lane]) *
+                            std::sqrt(static_cast<double>(squares[lane])) * (1 + 0x1p-50);
+        float& greatest = norms[static_cast<size_t>(block)];
+        greatest = std::max(greatest, round_up(norm));
       }
     }
   });
+  norm_ = *std::ranges::max_element(norms);
+  error_ = *std::max_element(arrays.error, arrays.error + arrays.blocks * kBlockRows);
+  int32_t unused[kBlockRows];
   centroid_terms_.resize(static_cast<size_t>(block_count(cells())));
   for (int64_t cell = 0; cell < block_count(cells()) * kBlockRows; ++cell) {
     BlockTerms& terms = centroid_terms_[static_cast<size_t>(cell / kBlockRows)];
@@ -74,7 +87,7 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   }
   for (int64_t block = 0; block < block_count(cells()); ++block) {
     sum_rows(centroids().block(block), steps(),
-             centroid_terms_[static_cast<size_t>(block)].correction);
+             centroid_terms_[static_cast<size_t>(block)].correction, unused);
   }
 }
 

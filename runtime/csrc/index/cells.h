@@ -42,6 +42,9 @@ class CellIndex {
   int32_t first_block(int64_t cell) const { return static_cast<int32_t>(arrays_.offsets[cell]); }
   int32_t id(uint32_t place) const { return arrays_.row_ids[place]; }
   const float* spread() const { return arrays_.cell_spread; }
+  // The greatest of all rows, for the error bound in index/query.h.
+  float error() const { return error_; }
+  float norm() const { return norm_; }
   // Rows of a cell, without padding.
   int64_t size(int64_t cell) const { return sizes_[static_cast<size_t>(cell)]; }
 
@@ -54,6 +57,7 @@ class CellIndex {
   std::vector<BlockTerms> row_terms_;
   std::vector<BlockTerms> centroid_terms_;
   std::vector<int32_t> sizes_;
+  float error_ = 0, norm_ = 0;
 };
 
 struct CellSearch {

@@ -38,9 +38,9 @@ struct Workspace {
   std::vector<Line> encoded;
   std::vector<float> cell_scores;    // [cells, rounded up to blocks]
   std::vector<float> spread_scores;  // the same with the cells' spreads
-  std::vector<int32_t> list;
-  std::vector<uint64_t> cells;  // rank keys of cells
-  std::vector<uint64_t> ranks;  // of the best rows
+  std::vector<int32_t> every_block;  // 0, 1, 2 …
+  std::vector<int32_t> list;         // of blocks to be scanned
+  std::vector<uint64_t> cells;       // rank keys of cells
   std::vector<float> scores;
   std::vector<double> x;
   std::vector<Ranked> ranked;
@@ -53,7 +53,6 @@ class Search {
       : index_(index),
         search_(search),
         isa_(isa),
-        reach_(not_below(isa)),
         w_(workspace),
         most_(std::max(search.k, search.rescore)) {}
 
@@ -65,7 +64,7 @@ class Search {
     if (!query_.finite) return false;
     score_cells();
     const int64_t probes = choose();
-    w_.best.start(most_);
+    w_.best.start(most_, search_.k, 2 * query_.width(index_.error(), index_.norm()), isa_);
     for (int64_t i = 0; i < probes; ++i) list_cell(place_of(w_.cells[static_cast<size_t>(i)]));
     scan();
     if (search_.guard > 0) widen(probes);
@@ -78,9 +77,10 @@ class Search {
   void score_cells() {
     const int64_t blocks = block_count(index_.cells());
     w_.cell_scores.resize(static_cast<size_t>(blocks * kBlockRows));
-    w_.list.resize(static_cast<size_t>(blocks));
-    for (int64_t i = 0; i < blocks; ++i) w_.list[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-    cell_kernel(isa_, 1)(index_.centroids(), w_.list.data(), blocks, encoded(),
+    while (std::ssize(w_.every_block) < blocks) {
+      w_.every_block.push_back(static_cast<int32_t>(w_.every_block.size()));
+    }
+    cell_kernel(isa_, 1)(index_.centroids(), w_.every_block.data(), blocks, encoded(),
                          w_.cell_scores.data());
     if (search_.spread == 0) return;
     w_.spread_scores = w_.cell_scores;
@@ -98,11 +98,10 @@ class Search {
   // Sorts the best cells to the front of w_.cells; returns how many are to be searched: `probes`,
   // or as many as hold k rows.
   int64_t choose() {
-    w_.list.resize(static_cast<size_t>(block_count(index_.cells())));
     int64_t probes = std::min(search_.probes, index_.cells());
     for (;;) {
-      w_.best.start(probes);
-      w_.best.add(promises(), w_.list.data(), std::ssize(w_.list), reach_);
+      w_.best.start(probes, probes, 0, isa_);
+      w_.best.add(promises(), w_.every_block.data(), block_count(index_.cells()));
       w_.cells = w_.best.finish();
       std::sort(w_.cells.begin(), w_.cells.end(), std::greater<>());
       int64_t rows = 0;
@@ -128,7 +127,7 @@ class Search {
     for (int64_t first = 0; first < std::ssize(w_.list); first += kListed) {
       const int64_t listed = std::min(kListed, std::ssize(w_.list) - first);
       kernel(index_.rows(), w_.list.data() + first, listed, encoded(), w_.scores.data());
-      w_.best.add(w_.scores.data(), w_.list.data() + first, listed, reach_);
+      w_.best.add(w_.scores.data(), w_.list.data() + first, listed);
     }
     w_.list.clear();
   }
@@ -162,7 +161,7 @@ class Search {
       w_.cell_scores[place_of(w_.cells[static_cast<size_t>(i)])] = -kInfinity;
     }
     const float spread = search_.guard * query_.norm;
-    float least = kth_best();
+    float least = w_.best.kth_best();
     w_.cells.clear();
     for (int64_t cell = 0; cell < index_.cells(); ++cell) {
       const float bound =
@@ -174,23 +173,13 @@ class Search {
       if (score_of(key) < least) break;
       list_cell(place_of(key));
       scan();
-      least = kth_best();
+      least = w_.best.kth_best();
     }
-  }
-
-  // Minus infinity if fewer than k were found.
-  float kth_best() {
-    w_.ranks = w_.best.finish();
-    if (std::ssize(w_.ranks) < search_.k) return -kInfinity;
-    const auto kth = w_.ranks.begin() + search_.k - 1;
-    std::nth_element(w_.ranks.begin(), kth, w_.ranks.end(), std::greater<>());
-    return score_of(*kth);
   }
 
   const CellIndex& index_;
   const CellSearch& search_;
   const Isa isa_;
-  const NotBelow reach_;
   Workspace& w_;
   const int64_t most_;
   Query query_;
