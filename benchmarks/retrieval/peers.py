@@ -188,7 +188,7 @@ class FaissFastScan(_Faiss):
         )
 
 
-_BREADTHS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_BREADTHS = (10, 16, 24, 32, 64, 96, 128, 256, 512, 1024)
 
 
 class FaissHNSW(_Faiss):
