@@ -12,36 +12,22 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from qcompile.config import LSH
-from qcompile.errors import PassError, QCompileError, TraceError
-from qcompile.passes.base import Pass, PassResult
+from qcompile.errors import PassError, TraceError
+from qcompile.passes.base import PassResult
 from qcompile.passes.fx.layers import Layer, as_plain, find_layers, obstacle, replace_modules
 from qcompile.passes.fx.outputs import Candidate, divide, find_candidates
-from qcompile.passes.fx.tracing import EXPORT, Trace
-from qcompile.report import Entry, Report, Status
+from qcompile.passes.fx.sparse_layers import ALREADY, SubstituteSparse, is_hashed, is_quadratic
+from qcompile.passes.fx.tracing import EXPORT
+from qcompile.report import Report
 from qcompile.routing import accept_target, keyword
 
-__all__ = ["ALREADY", "SubstituteOutput"]
-
-ALREADY = "already LSH-sparse"
+__all__ = ["SubstituteOutput"]
 
 
-class SubstituteOutput(Pass[nn.Module]):
-    """Substitutes the output layer, and lets the model take ``target=``.
+class SubstituteOutput(SubstituteSparse):
+    """Substitutes the output layer, and lets the model take ``target=``."""
 
-    Args:
-        config: how to hash, and which layer to take.
-        trace: of the model that the pass will be called on.
-    """
-
-    def __init__(self, config: LSH, trace: Trace) -> None:
-        self._config = config
-        self._trace = trace
-
-    @property
-    def name(self) -> str:
-        """The name that reports and errors use."""
-        return "sparse_output"
+    what = "output"
 
     def call(self, model: nn.Module) -> PassResult[nn.Module]:
         """Substitute, and report the layer or why there is none.
@@ -58,7 +44,7 @@ class SubstituteOutput(Pass[nn.Module]):
             chosen = self._search(layers, candidates, report)
         else:
             chosen, others = self._select(model, layers, candidates, report)
-        new = {layer.module: _build(layer, self._config) for layer in chosen}
+        new = {layer.module: self._build(layer) for layer in chosen}
         reason = f"LSH {self._config.family}, same weights"
         report.entries += [self._entry(layer, reason, "rewritten") for layer in chosen]
         already = any(entry.reason == ALREADY for entry in report.entries)
@@ -126,12 +112,9 @@ class SubstituteOutput(Pass[nn.Module]):
 
     def _refusal(self, layer: Layer, any_size: bool = False) -> str | None:
         """Say why a layer cannot become the sparse output layer, if it cannot."""
-        from qcompile.nn.hashed import Hashed
-        from qcompile.nn.quadratic import QuadraticLayer
-
-        if isinstance(layer.module, Hashed):
+        if is_hashed(layer.module):
             return ALREADY
-        if isinstance(layer.module, QuadraticLayer):
+        if is_quadratic(layer.module):
             return "quadratic: ask for sparse_output in the same call, or exclude the layer there"
         if not isinstance(layer.module, nn.Linear):
             return f"{type(layer.module).__name__} is not a Linear"
@@ -153,25 +136,18 @@ class SubstituteOutput(Pass[nn.Module]):
             f"large enough are {names}."
         )
 
-    def _entry(self, layer: Layer, reason: str, status: Status) -> Entry:
-        count = layer.parameters
-        return Entry(
-            self.name, layer.label, type(layer.module).__name__, status, reason, (count, count)
-        )
+    def _build(self, layer: Layer) -> nn.Module:
+        from qcompile.nn.lsh import LSHLinear
+
+        def build() -> nn.Module:
+            return LSHLinear.from_linear(as_plain(layer.module, nn.Linear), self._config)
+
+        return self._built(layer, build)
 
 
 def _outputs(layer: Layer) -> int:
     """Return the width of a Linear, 0 for any other layer."""
     return layer.module.out_features if isinstance(layer.module, nn.Linear) else 0
-
-
-def _build(layer: Layer, config: LSH) -> nn.Module:
-    from qcompile.nn.lsh import LSHLinear
-
-    try:
-        return LSHLinear.from_linear(as_plain(layer.module, nn.Linear), config)
-    except QCompileError as error:
-        raise type(error)(f"output layer {layer.label!r}: {error}") from error
 
 
 def _repeated_calls(candidates: list[Candidate]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class ShardedLSHLinear(LSHLinear):
     @classmethod
     def from_linear(
         cls, linear: nn.Linear | LSHLinear, config: LSH | None = None, group: Group | None = None
-    ) -> ShardedLSHLinear:
+    ) -> Self:
         """Make a layer of this rank's rows of ``linear``, which all ranks have, copied."""
         group = group or Group()
         partition = Partition.of_classes(linear.out_features, group.size)

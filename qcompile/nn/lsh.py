@@ -6,17 +6,15 @@ uniform sample standing for the rest, weighted so that the softmax is estimated 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from qcompile.config import LSH
 from qcompile.nn.active_softmax import active_log_prob
-from qcompile.nn.hashed import Hashed
+from qcompile.nn.hashed_linear import HashedLinear
 from qcompile.nn.mixed_linear import mixed_linear
-from qcompile.nn.row_sparse import RowSparse
 from qcompile.nn.targets import check_hidden, label_matrix
 from qcompile.uncompiled import uncompiled
 
@@ -36,7 +34,7 @@ class LSHOutput(NamedTuple):
     loss: Tensor
 
 
-class LSHLinear(Hashed, RowSparse):
+class LSHLinear(HashedLinear):
     """A linear output layer ``[..., d] -> [..., N]`` with LSH-sparse training.
 
     Without a target it is ``torch.nn.Linear``. With a target it returns a log-probability and a
@@ -73,44 +71,6 @@ class LSHLinear(Hashed, RowSparse):
         config: as given.
         sparse_grad: whether weight and bias get row-sparse gradients in training; True.
     """
-
-    replaces = nn.Linear
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        config: LSH | None = None,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self._adopt(linear, config or LSH())
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, config: LSH | None = None) -> LSHLinear:
-        """Make a layer of ``linear``'s Parameter objects, in the same training mode."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer._adopt(linear, config or LSH())
-        return layer.train(linear.training)
-
-    def _adopt(self, linear: nn.Linear, config: LSH) -> None:
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self._init_rows()
-        self._init_tables(config, self.in_features, self.out_features)
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias afresh, as ``torch.nn.Linear`` does."""
-        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
-        self._tables.invalidate()
 
     def forward(self, hidden: Tensor, target: Tensor | None = None) -> Tensor | LSHOutput:
         """Return all scores, or with a target its log-probability and the loss.

@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from qcompile.config import LSH
 from qcompile.nn.active_neurons import active_neurons, check_active
-from qcompile.nn.hashed import Hashed
+from qcompile.nn.hashed_linear import HashedLinear
 from qcompile.nn.mixed_linear import mixed_linear
-from qcompile.nn.row_sparse import RowSparse, late_rows, row_gradient
+from qcompile.nn.row_sparse import late_rows, row_gradient
 from qcompile.nn.targets import check_hidden
 from qcompile.runtime import _core
 from qcompile.uncompiled import uncompiled
@@ -21,7 +21,7 @@ from qcompile.uncompiled import uncompiled
 __all__ = ["LSHHidden"]
 
 
-class LSHHidden(Hashed, RowSparse):
+class LSHHidden(HashedLinear):
     """A linear hidden layer ``[..., d] -> [..., H]`` with LSH-sparse training.
 
     In training each example computes ``config.active`` neurons, those whose weights are likely to
@@ -59,44 +59,10 @@ class LSHHidden(Hashed, RowSparse):
         ConfigurationError: ``config.active`` is below 2.
     """
 
-    replaces = nn.Linear
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        config: LSH | None = None,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self._adopt(linear, config or LSH())
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, config: LSH | None = None) -> LSHHidden:
-        """Make a layer of ``linear``'s Parameter objects, in the same training mode."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer._adopt(linear, config or LSH())
-        return layer.train(linear.training)
-
     def _adopt(self, linear: nn.Linear, config: LSH) -> None:
         check_active(config, "LSHHidden")
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super()._adopt(linear, config)
         self.unseen_flops = 0
-        self._init_rows()
-        self._init_tables(config, self.in_features, self.out_features)
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias afresh, as ``torch.nn.Linear`` does."""
-        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
-        self._tables.invalidate()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute the active neurons, in evaluation mode all.

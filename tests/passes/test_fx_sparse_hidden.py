@@ -12,7 +12,7 @@ import qcompile
 from qcompile import LSH
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
 from qcompile.nn import LSHConv2d, LSHHidden, LSHLinear, SparseLinear
-from qcompile.passes.fx.sparse_output import ALREADY
+from qcompile.passes.fx.sparse_layers import ALREADY
 
 X = torch.randn(3, 2, 9, 8, generator=torch.Generator().manual_seed(1))
 FEW = {"tables": 2, "active": 5}

@@ -9,7 +9,7 @@ import qcompile
 from qcompile import LSH, PassError, TraceError
 from qcompile.errors import QCompileWarning
 from qcompile.nn.lsh import LSHLinear
-from qcompile.passes.fx.sparse_output import ALREADY
+from qcompile.passes.fx.sparse_layers import ALREADY
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
 WIDE = LSH(tables=2, min_outputs=50)
