@@ -145,6 +145,30 @@ def test_top_k_when_every_row_is_the_same():
     assert_top_k(weight, bias, hidden, [1, 10])
 
 
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_top_k_with_rows_of_zeros(every):
+    weight, bias, hidden = random_layer(3000, 33)
+    weight[::every] = 0
+    assert_top_k(weight, bias, hidden, [1, 10])
+    assert_top_k(weight, bias * 0, hidden, [1, 10])
+
+
+def test_top_k_with_rows_in_ascending_order():
+    # Every row beats all before it.
+    weight, bias, hidden = random_layer(20_000, 16)
+    order = np.argsort(weight @ hidden[0] + bias)
+    assert_top_k(weight[order], bias[order], hidden[:4], [1, 10])
+
+
+def test_top_k_that_gives_rough_rows_up():
+    # Nearly equal rows: four bits tell none of them apart, eight bits do, or all are scored.
+    rng = np.random.default_rng(3)
+    for spread in (0.1, 0.001):
+        weight = rng.normal(size=64) + spread * rng.normal(size=(70_000, 64))
+        hidden = rng.normal(size=(2, 64)).astype(np.float32)
+        assert_top_k(weight.astype(np.float32), np.zeros(70_000, np.float32), hidden, [1, 10])
+
+
 def test_top_k_with_huge_spread_of_norms_and_biases():
     weight, bias, hidden = random_layer(3000, 50)
     rng = np.random.default_rng(2)

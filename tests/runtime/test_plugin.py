@@ -96,6 +96,23 @@ def test_sessions_and_threads_share_the_library(head_model, layer):
     assert not wrong
 
 
+@pytest.mark.parametrize("operator", [ops.LINEAR_TOP_K, ops.LINEAR_SOFTMAX], ids=lambda o: o.name)
+def test_answers_do_not_depend_on_the_number_of_threads(head_model, operator):
+    rng = np.random.default_rng(4)
+    weight = rng.normal(size=(9000, 64)).astype(np.float32)
+    path = head_model(operator, weight, rng.normal(size=9000).astype(np.float32), k=7)
+    hidden = 3 * rng.normal(size=(33, 64)).astype(np.float32)
+    results = [
+        make_session(path, intra_op_num_threads=threads).run(None, {"hidden": hidden})
+        for threads in (1, 2, 3, 5)
+    ]
+    for found in results[1:]:
+        for mine, first in zip(found, results[0], strict=True):
+            np.testing.assert_allclose(mine, first, rtol=2e-5, atol=1e-7)
+    if operator is ops.LINEAR_TOP_K:
+        assert all(np.array_equal(found[1], results[0][1]) for found in results)
+
+
 def _serve(path: str, hidden: np.ndarray) -> np.ndarray:
     return make_session(path).run(["probabilities"], {"hidden": hidden})[0]
 

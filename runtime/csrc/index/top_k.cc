@@ -21,10 +21,10 @@ constexpr int64_t kStripTiles = 16;
 constexpr int64_t kRoughQueries = 3;
 // What is pending is looked at after each so many strips, if it is more than one row in kFewShare.
 constexpr int64_t kJudgedStrips = 4;
-constexpr int64_t kFewShare = 16;
+constexpr int64_t kFewShare = 24;
 // Rough rows do not pay if more than one row in so many needs a second look. That is not known
 // before the threshold has risen.
-constexpr int64_t kRoughShare = 6;
+constexpr int64_t kRoughShare = 10;
 constexpr int64_t kTrialStrips = 32;
 // If more rows than this are close to the k-th, computing all scores is cheaper.
 constexpr int64_t kMostPending = 1 << 14;

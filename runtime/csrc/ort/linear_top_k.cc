@@ -49,7 +49,7 @@ const Signature LinearTopK::signature{"LinearTopK",  kInputTypes,  kInputs,
                                       kPackedInputs, kOutputTypes, std::size(kOutputTypes)};
 
 LinearTopK::LinearTopK(const NodeInfo& info)
-    : HeadKernel(info, signature.name, mode_of(info).head, RoughRows::kIfLarge) {
+    : HeadKernel(info, signature.name, mode_of(info).head) {
   const Mode& mode = mode_of(info);
   const std::string name = info.string_attribute("mode", kModes[0].name);
   if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact or cells");

@@ -186,7 +186,7 @@ void bind_index(nb::module_& module) {
                     const std::string&>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
            nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
-           nb::arg("error").noconvert(), nb::arg("rough") = "if large")
+           nb::arg("error").noconvert(), nb::arg("rough") = "never")
       .def("top_k", &PyHead::top_k, nb::arg("hidden").noconvert(), nb::arg("k"),
            nb::arg("isa") = "auto", nb::arg("threads") = 1,
            "The k largest scores and their ids, [B, k], of hidden [B, d].")
