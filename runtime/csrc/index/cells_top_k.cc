@@ -64,7 +64,11 @@ class Search {
     if (!query_.finite) return false;
     score_cells();
     const int64_t probes = choose();
-    w_.best.start(most_, search_.k, 2 * query_.width(index_.error(), index_.norm()), isa_);
+    // Products of scales may be flushed to zero, and dot products are as large as this.
+    const float most_dot = 127.0f * 127.0f * static_cast<float>(depth) + 16;
+    const float flushed = 2 * std::numeric_limits<float>::min() * most_dot;
+    const float width = query_.width(index_.error(), index_.norm()) + flushed;
+    w_.best.start(most_, search_.k, 2 * width, isa_);
     for (int64_t i = 0; i < probes; ++i) list_cell(place_of(w_.cells[static_cast<size_t>(i)]));
     scan();
     if (search_.guard > 0) widen(probes);
