@@ -47,13 +47,6 @@ inline float bar_for(float least) {
   return least - 0x1p-21f * std::fabs(least) - 4 * std::numeric_limits<float>::min();
 }
 
-// Where a score is dot * (scale * query.scale) + bias, and only `width`, in units of the score, is
-// known of its error: this much more covers the rounding of a score that is no further than `width`
-// from `value`, that of sums of the two, and dot products times what is flushed to zero.
-inline float slack(float value, float width) {
-  return 0x1p-19f * (std::fabs(value) + width) + 0x1p-94f;
-}
-
 // A lower bound of a final score from `lower`, that of the comment above, or minus infinity if it
 // is not one: if it is NaN or infinite.
 inline float known_lower(float lower) {

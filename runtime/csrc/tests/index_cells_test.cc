@@ -1,0 +1,167 @@
+// Search in cells on threads, and indexes from hostile files; answers are tested from Python.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "index/build_cells.h"
+#include "index/cells.h"
+#include "tests/index_testing.h"
+
+namespace qcompile {
+namespace {
+
+struct CellLayer {
+  CellLayer(int64_t rows, int64_t depth, int64_t cells)
+      : weight(normal_values(rows * depth, 1)),
+        bias(normal_values(rows, 2)),
+        dense{weight.data(), bias.data(), rows, depth},
+        built(build_cells(dense, {.clusters = cells}, SerialExecutor(), [](double) {})) {}
+
+  CellArrays arrays() const {
+    return {built.blocks,
+            built.cells,
+            built.packed.data(),
+            built.scale.data(),
+            built.error.data(),
+            built.offsets.data(),
+            built.row_ids.data(),
+            built.centroids.data(),
+            built.centroid_scale.data(),
+            built.cell_bias.data(),
+            built.cell_spread.data()};
+  }
+
+  std::vector<float> weight, bias;
+  Dense dense;
+  BuiltCells built;
+};
+
+struct Found {
+  std::vector<float> scores;
+  std::vector<int64_t> ids;
+  bool operator==(const Found&) const = default;
+};
+
+Found search(const CellIndex& index, const CellSearch& how, const std::vector<float>& hidden,
+             const Executor& executor, Isa isa) {
+  const auto count = static_cast<int64_t>(hidden.size()) / index.dense().depth;
+  Found found{std::vector<float>(static_cast<size_t>(count * how.k)),
+              std::vector<int64_t>(static_cast<size_t>(count * how.k))};
+  cells_top_k(index, how, hidden.data(), count, found.scores.data(), found.ids.data(), executor,
+              isa);
+  return found;
+}
+
+void test_same_on_any_number_of_threads() {
+  const CellLayer layer(3001, 30, 200);
+  const BuiltCells again =
+      build_cells(layer.dense, {.clusters = 200}, ThreadExecutor(3), [](double) {});
+  EXPECT(again.row_ids == layer.built.row_ids && again.packed == layer.built.packed);
+  EXPECT(again.centroids == layer.built.centroids && again.cell_bias == layer.built.cell_bias);
+  const CellIndex index(layer.dense, layer.arrays(), ThreadExecutor(2));
+  const std::vector<float> hidden = normal_values(33 * 30, 5);
+  for (float guard : {0.0f, 2.0f}) {
+    const CellSearch how{.k = 5, .probes = 9, .rescore = 30, .spread = 0.5f, .guard = guard};
+    const Found expected = search(index, how, hidden, SerialExecutor(), Isa::kScalar);
+    for (Isa isa : supported_isas()) {
+      EXPECT(search(index, how, hidden, ThreadExecutor(3), isa) == expected);
+    }
+    std::vector<std::thread> callers;
+    for (int t = 0; t < 4; ++t) {
+      callers.emplace_back([&] {
+        EXPECT(search(index, how, hidden, SerialExecutor(), best_matrix_isa()) == expected);
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+  }
+}
+
+template <typename T>
+void mutate(std::vector<T>& values, std::mt19937& random) {
+  auto* bytes = reinterpret_cast<unsigned char*>(values.data());
+  const size_t size = values.size() * sizeof(T);
+  switch (random() % 4) {
+    case 0:
+      bytes[random() % size] ^= static_cast<unsigned char>(1u << random() % 8);
+      break;
+    case 1:
+      std::memset(&values[random() % values.size()], random() % 2 ? 0xFF : 0x80, sizeof(T));
+      break;
+    case 2:
+      std::swap(values[random() % values.size()], values[random() % values.size()]);
+      break;
+    default:
+      values[random() % values.size()] = std::numeric_limits<T>::max();
+  }
+}
+
+// Whatever the bytes of an index are, it is refused or it finds rows that exist.
+void test_mutated_indexes(int runs) {
+  const CellLayer layer(301, 13, 20);
+  const std::vector<float> hidden = normal_values(3 * 13, 7);
+  const std::vector<Isa> isas = supported_isas();
+  std::mt19937 random(3);
+  int refused = 0;
+  for (int run = 0; run < runs; ++run) {
+    CellLayer hostile = layer;
+    hostile.dense.weight = hostile.weight.data();
+    hostile.dense.bias = hostile.bias.data();
+    BuiltCells& b = hostile.built;
+    for (unsigned i = 0; i <= random() % 3; ++i) {
+      switch (random() % 10) {
+        case 0:
+          mutate(b.packed, random);
+          break;
+        case 1:
+          mutate(b.scale, random);
+          break;
+        case 2:
+          mutate(b.error, random);
+          break;
+        case 3:
+          mutate(b.offsets, random);
+          break;
+        case 4:
+          mutate(b.row_ids, random);
+          break;
+        case 5:
+          mutate(b.centroids, random);
+          break;
+        case 6:
+          mutate(b.centroid_scale, random);
+          break;
+        case 7:
+          mutate(b.cell_bias, random);
+          break;
+        case 8:
+          mutate(b.cell_spread, random);
+          break;
+        default:
+          mutate(hostile.bias, random);
+      }
+    }
+    try {
+      const CellIndex index(hostile.dense, hostile.arrays(), SerialExecutor());
+      const CellSearch how{.k = static_cast<int64_t>(1 + random() % 301),
+                           .probes = static_cast<int64_t>(1 + random() % 30),
+                           .rescore = static_cast<int64_t>(1 + random() % 40),
+                           .guard = static_cast<float>(random() % 3)};
+      const Isa isa = isas[random() % isas.size()];
+      for (int64_t id : search(index, how, hidden, SerialExecutor(), isa).ids) {
+        EXPECT(id >= 0 && id < 301);
+      }
+    } catch (const std::invalid_argument&) {
+      ++refused;
+    }
+  }
+  std::printf("%d mutated indexes: %d refused, %d searched\n", runs, refused, runs - refused);
+  EXPECT(refused > runs / 10 && refused < runs);
+}
+
+}  // namespace
+}  // namespace qcompile
+
+int main() {
+  qcompile::test_same_on_any_number_of_threads();
+  qcompile::test_mutated_indexes(20'000);
+}
