@@ -12,6 +12,9 @@ from qcompile.passes.onnx.edit import initializer
 from qcompile.passes.onnx.functions import function_for, make_attributes
 from qcompile.runtime.index import Index
 
+_DENSE_INPUTS = 3
+"""Hidden activations, weight and bias come before the arrays of an index."""
+
 
 def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> ir.Node:
     """Return a node of ``LinearTopK``.
@@ -22,16 +25,12 @@ def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> i
         index: mode and attributes.
         name: of the node.
     """
-    values: dict[str, int | float | str] = {"k": k}
-    if index.mode != "exact":
-        values |= {"mode": index.mode, **index.attributes}
-    attributes = make_attributes(values.items())
     operator = ops.LINEAR_TOP_K
     node = ir.Node(
         ops.DOMAIN,
         operator.name,
         inputs,
-        attributes,
+        attributes_of(k, index),
         num_outputs=len(operator.outputs),
         name=name,
     )
@@ -40,6 +39,35 @@ def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> i
         is_ids = output_name == "ids"
         output.type = ir.TensorType(ir.DataType.INT64 if is_ids else ir.DataType.FLOAT)
     return node
+
+
+def attributes_of(k: int, index: Index) -> list[ir.Attr]:
+    """Return the attributes of a node of ``LinearTopK`` that searches ``index``."""
+    values: dict[str, int | float | str] = {"k": k}
+    if index.mode != "exact":
+        values |= {"mode": index.mode, **index.attributes}
+    return make_attributes(values.items())
+
+
+def use_index(graph: ir.Graph, node: ir.Node, index: Index) -> None:
+    """Let a node of ``LinearTopK`` search another index; the arrays of the old one go."""
+    k = node.attributes["k"].as_int()
+    base = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.name)
+    base = base.removesuffix(".weight")
+    old = [value for value in node.inputs[_DENSE_INPUTS:] if value is not None]
+    new = [
+        initializer(graph, f"{base}.{name}", np.asarray(array))
+        for name, array in index.arrays.items()
+    ]
+    node.resize_inputs(_DENSE_INPUTS + len(new))
+    for place, value in enumerate(new):
+        node.replace_input_with(_DENSE_INPUTS + place, value)
+    for value in old:
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(str(value.name), None)
+    node.attributes.clear()
+    for attribute in attributes_of(k, index):
+        node.attributes.add(attribute)
 
 
 def top_k_model(

@@ -39,6 +39,8 @@ class Head:
         axis_after: the same in the results.
         step: the largest step by which the scores are rounded on their way, 0 without.
         inexact: relative error of the layer before, where it computes in integers by itself.
+        node: name of the operator's node after.
+        mode: how ``LinearTopK`` searches; ``exact`` as it is put in.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Head:
     axis_after: int = -1
     step: float = 0.0
     inexact: float = 0.0
+    node: str = ""
+    mode: str = "exact"
 
 
 def replace(
@@ -98,6 +102,7 @@ def replace(
         step=layer.step + max(_rounding(way) for way in tails),
         inexact=layer.inexact,
     )
+    known = {id(node) for node in model.graph}
     k = top_k or (chosen(tail.choice) if tail and tail.choice else None)
     best = None
     if tail and k is not None and _can_fuse_top_k(model, tail, k, shapes):
@@ -122,6 +127,8 @@ def replace(
         prefix = "" if alone else f"{output.name}_"
         head.results_after = hand_out(model.graph, place, *best, top_k, head.axis_after, prefix)
     prune(model.graph, doomed)
+    made = [n for n in model.graph if n.domain == ops.DOMAIN and id(n) not in known]
+    head.node = str(made[0].name)
     return head
 
 

@@ -39,8 +39,26 @@ def _figures(result: ExportResult) -> dict[str, Any]:
         figures[f"latency of the {what}"] = (
             f"{slow:.3f} → {fast:.3f} ms ({slow / fast:.2f} times as fast)"
         )
+    for name, choice in result.choices.items():
+        figures |= recall_figures(name, choice.to_dict())
     if result.max_difference is not None:
         figures["largest difference"] = f"{result.max_difference:.2g}"
+    return figures
+
+
+def recall_figures(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Lay out what calibration chose for one layer, from ``Choice.to_dict``."""
+    settings = ", ".join(f"{key} {value}" for key, value in told["attributes"].items())
+    figures = {f"search of {name}": f"{told['mode']} {settings}: {told['reason']}"}
+    proof = "" if told["proven"] else ", which the sample is too small to prove"
+    figures["recall promised"] = f"{told['promised']}{proof}"
+    for recall in told["recall"]:
+        figures[f"recall@{recall['at']}"] = (
+            f"{recall['mean']:.4f} ({recall['low']:.4f} to {recall['high']:.4f}, "
+            f"{recall['queries']:,} queries)"
+        )
+    for mode, milliseconds in told["milliseconds"].items():
+        figures[f"layer alone, {mode}"] = f"{milliseconds:.4f} ms"
     return figures
 
 
@@ -81,6 +99,11 @@ def _export_file(
         min_outputs=options.min_outputs,
         node=options.node,
         inputs=options.inputs,
+        recall=options.recall,
+        calibration=options.calibrate,
+        batch=options.batch,
+        guard=options.guard,
+        seed=options.seed,
         progress=progress,
     )
 
@@ -88,9 +111,15 @@ def _export_file(
 def _export_torch(
     options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
 ) -> ExportResult:
+    from qcompile.errors import ConfigurationError
     from qcompile.exporter import export
     from qcompile.exporter.reading import load_source
 
+    if options.recall is not None or options.calibrate is not None:
+        raise ConfigurationError(
+            "--recall and --calibrate are for ONNX files: export this model to one first, then "
+            "export that."
+        )
     return export(
         load_source(options.source, allow_pickle=options.allow_pickle),
         output or default_output(options.source),

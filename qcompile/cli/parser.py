@@ -126,6 +126,31 @@ def _add_export(commands) -> None:
     parser.add_argument(
         "--inputs", metavar="FILE.npz", help="real inputs to verify with, one array an input"
     )
+    parser.add_argument(
+        "--recall",
+        type=float,
+        metavar="R",
+        help="share of the K best that has to be found; takes the fastest setting that keeps it "
+        "on the inputs of --calibrate",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE.npz",
+        help="inputs of many rows to search and judge settings with, one array an input",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="B", help="rows of --calibrate a call (default 1)"
+    )
+    parser.add_argument(
+        "--guard",
+        type=float,
+        default=0.0,
+        metavar="G",
+        help="widen the search by G spreads for inputs unlike those of --calibrate (default 0)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the search (default 0)"
+    )
 
 
 def _add_transform(commands) -> None:

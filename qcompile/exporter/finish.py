@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
+from qcompile.calibration.choice import Choice
 from qcompile.errors import ExportError, PluginError
 from qcompile.exporter.heads import measure_heads
 from qcompile.exporter.measure import interleaved
@@ -31,6 +32,7 @@ class Plan:
         size: bytes of the source.
         external_above: bytes of weights from which they go to a data file.
         source: the file it was made from; its own defects are not held against the result.
+        choices: what calibration chose, by name of the layer.
     """
 
     model: ir.Model
@@ -40,6 +42,7 @@ class Plan:
     size: int
     external_above: int
     source: Path
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,10 +52,12 @@ class Reference:
     Args:
         cases: inputs, and what is expected on them.
         before: ONNX file of the model as it was, for the latency.
+        calls: inputs to time it on; those of the first case where there are none.
     """
 
     cases: Sequence[tuple[Feeds, Sequence[Expectation]]]
     before: Path
+    calls: Sequence[Feeds] = ()
 
 
 def finish(
@@ -70,7 +75,7 @@ def finish(
         ExportError: the file fails onnx.checker, does not load, or differs from the reference.
     """
     say("writing")
-    describe(plan.model, plan.report)
+    describe(plan.model, plan.report, plan.choices)
     save(plan.model, stage, plan.external_above)
     _check(plan, stage)
     result = ExportResult(
@@ -81,6 +86,7 @@ def finish(
         opset=plan.model.opset_imports[""],
         ir_version=plan.model.ir_version,
         top_k=plan.top_k,
+        choices=dict(plan.choices),
         size=(plan.size, sum(f.stat().st_size for f in (stage.path, stage.data) if f.exists())),
     )
     if reference is not None and verify:
@@ -124,10 +130,11 @@ def _measure(stage: Staging, reference: Reference, plan: Plan) -> dict[str, tupl
     if after is None:
         return {}
     before = Session(reference.before, plugin=False, literal=False)
-    feeds = reference.cases[0][0]
-    found = {"model": interleaved(lambda: before.timed(feeds), lambda: after.timed(feeds))}
+    calls = reference.calls or [reference.cases[0][0]]
+    slow, fast = interleaved(before.cycled(calls), after.cycled(calls))
+    found = {"model": (slow, fast)}
     if len(plan.heads) == 1:
-        head = measure_heads(reference.before, stage, plan.heads[0], feeds)
+        head = measure_heads(reference.before, stage, plan.heads[0], calls)
         if head is not None:
             found["head"] = head
     return found

@@ -16,11 +16,11 @@ from qcompile.passes.onnx.shapes import Shapes
 
 
 def measure_heads(
-    before: Path, stage: Staging, head: Head, feeds: Feeds
+    before: Path, stage: Staging, head: Head, calls: Sequence[Feeds]
 ) -> tuple[float, float] | None:
     """Return the median milliseconds of the layer alone, before and after.
 
-    The layer gets the activations that the model computes on ``feeds``.
+    The layer gets the activations that the model computes on ``calls``, one after the other.
     """
     folder = stage.path.parent
     names = [str(value.name) for value in read_onnx(before).graph.inputs]
@@ -30,10 +30,12 @@ def measure_heads(
         new = cut(stage.path, head.reads, head.results_after, folder / "new-head.onnx")
     except ValueError:
         return None  # another way leads round the layer, so it cannot be cut out
-    activations = Session(front, plugin=False).run(feeds)
+    session = Session(front, plugin=False)
+    activations = [session.run(feeds) for feeds in calls]
     first = Session(old, plugin=False, literal=False)
     second = Session(new, plugin=True, literal=False)
-    return interleaved(lambda: first.timed(activations), lambda: second.timed(activations))
+    slow, fast = interleaved(first.cycled(activations), second.cycled(activations))
+    return slow, fast
 
 
 def cut(source: Path, inputs: Sequence[str], outputs: Sequence[str], path: Path) -> Path:

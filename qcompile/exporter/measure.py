@@ -1,4 +1,4 @@
-"""Latency of two models, measured in turns so that both meet the same noise."""
+"""Latency of models, measured in turns so that all meet the same noise."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from statistics import median
 
 _LEAST, _MOST = 5, 100
 SECONDS = 1.0
-"""How long one comparison takes, where five calls of each are done by then."""
+"""How long one comparison of two takes, where five calls of each are done by then."""
 
 
-def interleaved(before: Callable[[], object], after: Callable[[], object]) -> tuple[float, float]:
-    """Return the median milliseconds of one call of each, called in turns."""
-    before()
-    after()
-    times: tuple[list[float], list[float]] = ([], [])
-    deadline = time.perf_counter() + SECONDS
-    while len(times[0]) < _LEAST or (len(times[0]) < _MOST and time.perf_counter() < deadline):
-        for call, record in zip((before, after), times, strict=True):
+def interleaved(*calls: Callable[[], object], most: int = _MOST) -> list[float]:
+    """Return the median milliseconds of one call of each, called in turns.
+
+    Args:
+        calls: what to time.
+        most: how often each is called at most.
+    """
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    deadline = time.perf_counter() + SECONDS * len(calls) / 2
+    while len(times[0]) < _LEAST or (len(times[0]) < most and time.perf_counter() < deadline):
+        for call, record in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
             record.append((time.perf_counter() - start) * 1e3)
-    return median(times[0]), median(times[1])
+    return [median(record) for record in times]

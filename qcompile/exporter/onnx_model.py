@@ -12,8 +12,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from qcompile import ops
-from qcompile.errors import ExportError, PassError, QCompileError
+from qcompile.calibration.queries import in_calls, load
+from qcompile.errors import ConfigurationError, ExportError, PassError, QCompileError
 from qcompile.exporter import inputs as example
+from qcompile.exporter.calibrate import MOST_TIMED, Promise, keep
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.probing import survive
 from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
@@ -38,6 +40,11 @@ def export_onnx(
     verify: bool = True,
     measure: bool = True,
     external_above: int = EXTERNAL_ABOVE,
+    recall: float | None = None,
+    calibration: str | Path | Mapping[str, Any] | None = None,
+    batch: int = 1,
+    guard: float = 0.0,
+    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Replace the huge output layers of an ONNX file by fused operators.
@@ -58,9 +65,18 @@ def export_onnx(
         verify: compare result and source in onnxruntime, with the plugin and without.
         measure: time both, in turns.
         external_above: bytes of weights from which they go to a file of their own.
+        recall: share of the best classes that has to be found by layers that hand out the best
+            alone; the fastest setting that keeps it on ``calibration`` is taken. ``None`` for
+            layers that miss nothing.
+        calibration: inputs to search and judge settings with: arrays of many rows by input name,
+            or an ``.npz`` file of them.
+        batch: rows of ``calibration`` in one call, where the model leaves that open.
+        guard: widens the search for inputs unlike those of ``calibration``; see ``LinearTopK``.
+        seed: of the division of the inputs, and of what is learned from the weights.
         progress: called with a line of text at every step.
 
     Raises:
+        ConfigurationError: of ``recall`` and ``calibration`` one is missing, or out of range.
         ExportError: the source cannot be read, has no layer to replace, or the result differs
             from it; nothing is written then.
         DataError: ``inputs`` do not fit the model.
@@ -70,6 +86,12 @@ def export_onnx(
     if output.exists() and source.exists() and output.samefile(source):
         raise ExportError(f"{output}: this is the source; name another file for the result.")
     say = progress or (lambda line: None)
+    if (recall is None) != (calibration is None):
+        missing = "calibration inputs" if calibration is None else "a recall to keep"
+        raise ConfigurationError(
+            f"a promised recall needs both a number and inputs to show it on: {missing} missing "
+            "(--recall R --calibrate FILE.npz)."
+        )
     say(f"reading {source}")
     model = read_onnx(source)
     outside = external_files(model)
@@ -80,10 +102,16 @@ def export_onnx(
         report, heads = rewrite(
             model, str(source), top_k=top_k, min_outputs=min_outputs, where=node
         )
-        reference = None
+        reference, choices, calls = None, {}, []
+        if recall is not None and calibration is not None:
+            calls = _calls(source, calibration, batch)
+            promise = Promise(recall, calls, guard, seed)
+            choices = keep(model, heads, promise, stage.path.parent, report, say)
+            inputs = calls[0] if inputs is None else inputs
         if verify or measure:
             reference = _reference(source, model, heads, stage, top_k, inputs)
-        plan = Plan(model, report, heads, top_k, size, external_above, source)
+            reference.calls = calls[:MOST_TIMED]
+        plan = Plan(model, report, heads, top_k, size, external_above, source, choices)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
 
 
@@ -166,6 +194,20 @@ def _nothing(report: Report, min_outputs: int, where: str | None) -> str:
     return f"no output layer of {min_outputs} outputs or more was found. {why}."
 
 
+def _calls(source: Path, calibration: str | Path | Mapping[str, Any], batch: int) -> list[Feeds]:
+    """Cut calibration inputs into calls of the model."""
+    if batch < 1:
+        raise ConfigurationError(f"batch is {batch}, expected at least 1.")
+    session = Session(source, plugin=False)
+    if isinstance(calibration, str | Path):
+        arrays = load(Path(calibration))
+    else:
+        arrays = {name: np.asarray(array) for name, array in calibration.items()}
+    fixed = {a.shape[0] for a in session.inputs if a.shape and isinstance(a.shape[0], int)}
+    calls = in_calls(arrays, fixed.pop() if len(fixed) == 1 else batch, "calibration")
+    return [example.given(call, session) for call in calls]
+
+
 def _reference(
     source: Path,
     model: ir.Model,
@@ -205,6 +247,7 @@ def expectations(
             "ids_axis": head.axis_after,
             "step": head.step,
             "inexact": head.inexact,
+            "approximate": head.mode != "exact",
         }
         if top_k is not None:
             scores, ids = head.results_after

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qcompile.calibration.choice import Choice
 from qcompile.exporter.verify import Difference
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
@@ -27,6 +28,7 @@ class ExportResult:
             graph in standard operators.
         differences: result against source, output by output, with the plugin and without.
         latency: median milliseconds before and after, of the ``model`` and of the ``head`` alone.
+        choices: what calibration chose and measured, by name of the layer.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ExportResult:
     size: tuple[int, int]
     differences: list[Difference] = field(default_factory=list)
     latency: dict[str, tuple[float, float]] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
 
     @property
     def max_difference(self) -> float | None:
@@ -62,6 +65,7 @@ class ExportResult:
                 name: {"before": before, "after": after}
                 for name, (before, after) in self.latency.items()
             },
+            "calibration": {name: choice.to_dict() for name, choice in self.choices.items()},
             "report": self.report.to_dict(),
         }
 
@@ -73,6 +77,7 @@ class ExportResult:
         lines.append(f"size: {self.size[0]:,} → {self.size[1]:,} bytes")
         for name, (before, after) in self.latency.items():
             lines.append(f"latency of the {name}: {before:.3f} → {after:.3f} ms")
+        lines += [f"{name}: {choice}" for name, choice in self.choices.items()]
         if self.differences:
             lines.append(f"largest difference: {self.max_difference:.3g}")
         return "\n".join([*lines, *self.report.notes])

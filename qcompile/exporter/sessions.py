@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,11 @@ class Session:
         except Exception as error:
             raise ExportError(f"{self.model.name}: onnxruntime fails: {brief(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
+
+    def cycled(self, calls: Sequence[Feeds]) -> Callable[[], object]:
+        """Return a call that takes the next of ``calls`` each time, to be timed."""
+        endless = cycle(calls)
+        return lambda: self.timed(next(endless))
 
 
 def brief(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 import qcompile
+from qcompile.calibration.choice import Choice
 from qcompile.errors import ExportError
 from qcompile.exporter.reading import external_files
 from qcompile.report import Report
@@ -33,6 +34,12 @@ _RECALL_MEANING = (
     "share of the k best scores that are found; 1.0: the int8 scan keeps every row that its error "
     "bound cannot exclude and scores those in fp32. Without the plugin the local functions compute "
     "all scores in fp32."
+)
+
+_MEASURED = (
+    "share of the k best scores that are found with the plugin, measured on calibration inputs "
+    "that had no part in the search; qcompile.calibration has the intervals. Without the plugin "
+    "the local functions compute all scores in fp32, so nothing is missed."
 )
 
 
@@ -121,8 +128,9 @@ def check(path: Path) -> str | None:
     return None
 
 
-def describe(model: ir.Model, report: Report) -> None:
+def describe(model: ir.Model, report: Report, choices: Mapping[str, Choice]) -> None:
     """Set the metadata and the IR version of an exported model."""
+    approximate = [choice for choice in choices.values() if choice.index.mode != "exact"]
     rewritten = {
         "summary": report.summary(),
         "rewritten": [
@@ -135,11 +143,14 @@ def describe(model: ir.Model, report: Report) -> None:
         {
             "qcompile.version": qcompile.__version__,
             "qcompile.report": json.dumps(rewritten, ensure_ascii=False),
-            "qcompile.mode": "exact",
-            "qcompile.recall": "1.0",
-            "qcompile.recall.meaning": _RECALL_MEANING,
+            "qcompile.mode": ", ".join(sorted({c.index.mode for c in approximate})) or "exact",
+            "qcompile.recall": str(min((c.recall.mean for c in approximate), default=1.0)),
+            "qcompile.recall.meaning": _MEASURED if approximate else _RECALL_MEANING,
         }
     )
+    if choices:
+        told = {name: choice.to_dict() for name, choice in choices.items()}
+        model.metadata_props["qcompile.calibration"] = json.dumps(told, ensure_ascii=False)
     model.ir_version = _ir_version(model)
 
 

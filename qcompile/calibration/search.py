@@ -1,0 +1,238 @@
+"""The fastest setting of an index that keeps a promised recall.
+
+One half of the queries proposes: along a ladder of probes, how many rows have to be scored anew so
+that the mean recall suffices. The other half judges: the proposals are tested from the safest to
+the boldest, each against the lower bound of its recall, until one fails. Testing in an order that
+was fixed beforehand and stopping at the first failure leaves the confidence of a single test to all
+that passed (Angelopoulos et al., "Learn then Test", 2021, §3.1). Of those the fastest is taken, or
+the exact scan where none is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.calibration.choice import Choice, Trial
+from qcompile.calibration.queries import Queries
+from qcompile.calibration.recall import Recall, queries_needed, recall, shares
+from qcompile.calibration.trials import Trials
+from qcompile.exporter.measure import interleaved
+from qcompile.exporter.sessions import Session
+from qcompile.runtime.index import Index, build_cells
+
+MOST_PROPOSING = 4000
+"""Queries that propose; the rest of that half is not needed."""
+
+_AT = (1, 5, 10)
+_SAFER = 4
+"""Rungs that are tested above the first one whose lower bound suffices."""
+
+_TIMED = 1000
+"""Calls of each setting, where a second or so allows."""
+
+_WORTH = 0.97
+"""An approximate layer has to be faster than the exact scan by this factor."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A layer, its queries and what is wanted.
+
+    Args:
+        weight: float32 [N, d].
+        bias: float32 [N].
+        k: how many answers.
+        exact: the index of the exact scan.
+        proposing: queries to search with.
+        judging: queries to judge by.
+        promised: recall@k that has to be kept.
+        guard: of ``LinearTopK``.
+        seed: of the clusters.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    k: int
+    exact: Index
+    proposing: Queries
+    judging: Queries
+    promised: float
+    guard: float = 0.0
+    seed: int = 0
+
+
+def search(task: Task, folder: Path, say: Say, bar: Callable[[str, float], None]) -> Choice:
+    """Find the fastest index of a layer that keeps the promise.
+
+    Args:
+        task: what is wanted.
+        folder: for files of the search; the caller removes it.
+        say: called with a line at every step.
+        bar: called with a line and the part that is done.
+    """
+    return _Search(task, folder, say, bar).run()
+
+
+class _Search:
+    def __init__(
+        self, task: Task, folder: Path, say: Say, bar: Callable[[str, float], None]
+    ) -> None:
+        self.task, self.say, self.bar = task, say, bar
+        self.trials = Trials(task.weight, task.bias, task.k, folder)
+        self.exact = self.trials.session(task.exact)
+        say("scoring the calibration queries exactly")
+        self.proposing = task.proposing.all[:MOST_PROPOSING]
+        self.proposing_rows = task.proposing.rows[:MOST_PROPOSING]
+        self.judging = task.judging.all
+        self.best_proposing = self.trials.answers(self.exact, self.proposing)
+        self.best_judging = self.trials.answers(self.exact, self.judging)
+
+    def run(self) -> Choice:
+        task = self.task
+        if task.promised >= 1:
+            return self._exact("only the exact scan promises a recall of 1", [])
+        index = build_cells(
+            task.weight,
+            task.bias,
+            seed=task.seed,
+            progress=lambda part: self.bar("dividing the classes into cells", part),
+        ).with_attributes(guard=task.guard)
+        proposals = self._proposals(index)
+        if not proposals:
+            return self._exact("no number of probes reached the promise", [])
+        judged = self._judged(proposals)
+        kept = [(proposal, trial) for proposal, trial in judged if trial.kept]
+        if not kept:
+            return self._exact(self._why_not(), [trial for _, trial in judged])
+        self.say(f"timing {len(kept)} settings")
+        sessions = [self.exact, *(self.trials.session(proposal) for proposal, _ in kept)]
+        calls = [{"hidden": queries} for queries in self.task.judging.calls]
+        exact_time, *times = interleaved(
+            *(session.cycled(calls) for session in sessions), most=_TIMED
+        )
+        timed = dict(zip((id(trial) for _, trial in kept), times, strict=True))
+        trials = [Trial(t.attributes, t.recall, t.kept, timed.get(id(t))) for _, t in judged]
+        fastest = min(range(len(kept)), key=times.__getitem__)
+        proposal, trial = kept[fastest]
+        if times[fastest] > _WORTH * exact_time:
+            choice = self._exact("nothing approximate was faster", trials)
+            choice.milliseconds = {"exact": exact_time}
+            return choice
+        return Choice(
+            index=proposal,
+            promised=task.promised,
+            recalls=self._recalls(sessions[1 + fastest]),
+            proven=trial.recall.bound >= task.promised,
+            milliseconds={"exact": exact_time, proposal.mode: times[fastest]},
+            reason=f"the fastest of {len(kept)} settings that keep the promise",
+            trials=trials,
+            needed=queries_needed(task.promised),
+            bytes=proposal.nbytes,
+            seed=task.seed,
+        )
+
+    def _proposals(self, index: Index) -> list[Index]:
+        """Return settings of one index, from the safest to the boldest."""
+        task = self.task
+        wide = max(64, 8 * task.k)
+        known: dict[tuple[int, int], Recall] = {}
+
+        def at(probes: int, rescore: int) -> Recall:
+            key = (probes, rescore)
+            if key not in known:
+                session = self.trials.session(index.with_attributes(probes=probes, rescore=rescore))
+                found = self.trials.answers(session, self.proposing)
+                known[key] = recall(
+                    shares(found, self.best_proposing, task.k), self.proposing_rows, task.k
+                )
+                self.say(f"{probes} probes, {rescore} rescored: recall {known[key].mean:.4f}")
+            return known[key]
+
+        rungs = list(_rungs(len(index.arrays["offsets"]) - 1))
+        low, high = 0, len(rungs)
+        while low < high:
+            middle = (low + high) // 2
+            if at(rungs[middle], wide).mean >= task.promised:
+                high = middle
+            else:
+                low = middle + 1
+        chosen: list[tuple[int, int]] = []
+        safer = 0
+        for probes in rungs[low:]:
+            sure = at(probes, wide).bound >= task.promised
+            safer += sure
+            for rescore in _widths(task.k, wide):
+                if at(probes, rescore).mean >= task.promised:
+                    chosen.append((probes, rescore))
+                    if at(probes, rescore).bound >= task.promised or not sure:
+                        break
+            if safer > _SAFER or at(probes, wide).mean == 1.0:
+                break
+        chosen.sort(key=lambda key: (-known[key].mean, -key[0], -key[1]))
+        return [index.with_attributes(probes=p, rescore=r) for p, r in chosen]
+
+    def _judged(self, proposals: Sequence[Index]) -> list[tuple[Index, Trial]]:
+        """Test settings in order on the other half, until one does not keep the promise."""
+        judged = []
+        provable = len(self.judging) >= queries_needed(self.task.promised)
+        for number, proposal in enumerate(proposals):
+            self.bar("judging on inputs not used so far", number / len(proposals))
+            (found,) = self._recalls(self.trials.session(proposal), (self.task.k,))
+            value = found.bound if provable else found.mean
+            kept = value >= self.task.promised
+            judged.append((proposal, Trial(dict(proposal.attributes), found, kept)))
+            if not kept:
+                break
+        return judged
+
+    def _recalls(self, session: Session, at: Sequence[int] | None = None) -> list[Recall]:
+        k = self.task.k
+        places = at or sorted({*(place for place in _AT if place <= k), k})
+        found = self.trials.answers(session, self.judging)
+        rows = self.task.judging.rows
+        return [recall(shares(found, self.best_judging, n), rows, n) for n in places]
+
+    def _exact(self, reason: str, trials: list[Trial]) -> Choice:
+        return Choice(
+            index=self.task.exact,
+            promised=self.task.promised,
+            recalls=self._recalls(self.exact),
+            proven=True,
+            milliseconds={},
+            reason=reason,
+            trials=trials,
+            bytes=self.task.exact.nbytes,
+            seed=self.task.seed,
+        )
+
+    def _why_not(self) -> str:
+        return (
+            f"on the {len(self.judging):,} queries kept back, even the safest setting did not "
+            f"show the promise; {queries_needed(self.task.promised):,} without a miss would"
+        )
+
+
+def _rungs(most: int) -> Iterator[int]:
+    """Yield 1, 2, 3, 4, 6, 8, 12, 16, … up to ``most``."""
+    step = 1
+    while step <= most:
+        yield step
+        if step > 1 and step * 3 // 2 <= most:
+            yield step * 3 // 2
+        step *= 2
+
+
+def _widths(k: int, widest: int) -> Iterator[int]:
+    """Yield how many rows may be scored anew, k and more, the fewest first."""
+    width = k
+    while width < widest:
+        yield width
+        width = max(width + 1, width * 3 // 2)
+    yield widest
