@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from qcompile.distributed import ranks
 
     try:
-        with ranks() as group:
+        with ranks() as group, _warnings(group.rank == 0):
             return _run(options, _request(options), group)
     except KeyboardInterrupt:
         print("qcompile train: ended at once; the last checkpoint stands", file=sys.stderr)
@@ -109,11 +111,7 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
     console.quiet = options.quiet or not first
     agree(group, {"options": request.config.to_dict(), "data": asdict(request.sources)})
     console.print(f"reading {request.sources.data}", markup=False, soft_wrap=True)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always", QCompileWarning)
-        examples, test = after_first(group, lambda: load_sources(request.sources))
-    for warning in warned:
-        console.print(f"warning: {warning.message}", markup=False, soft_wrap=True)
+    examples, test = after_first(group, lambda: load_sources(request.sources))
     console.print(_described(examples, test), markup=False, soft_wrap=True)
     if first:
         _write_run(request)
@@ -139,6 +137,23 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
     _write_json(request.folder / _RESULT, summary)
     _conclude(options, request, result, summary)
     return status
+
+
+@contextmanager
+def _warnings(first: bool) -> Iterator[None]:
+    """Print our warnings, of one rank, with ``--quiet`` too."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+        if issubclass(category, QCompileWarning):
+            print(f"qcompile train: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **how)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always" if first else "ignore", QCompileWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _observers(options: argparse.Namespace) -> list[Observer]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import ConfigurationError
+from qcompile.errors import QCompileWarning
+from qcompile.training.event_file import EventFile
 
 __all__ = ["LogLines", "Observer", "ProgressBar", "Snapshot", "TensorBoard"]
 
@@ -128,25 +130,19 @@ class ProgressBar(LogLines):
 
 
 class TensorBoard(Observer):
-    """Event files for TensorBoard.
+    """Event files for TensorBoard. Where one can no longer be written, a warning says so.
 
     Args:
         folder: where they go.
 
     Raises:
-        ConfigurationError: tensorboard is not installed.
+        ConfigurationError: tensorboard is not installed, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigurationError(
-                "TensorBoard is not installed: python -m pip install 'torch-qcompile[train]', or "
-                f"leave out --tensorboard. ({error})"
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._file = EventFile(folder)
         self._last = 0.0
+        self._fails = False
 
     def stepped(self, snapshot: Snapshot) -> None:  # noqa: D102
         now = time.monotonic()
@@ -154,22 +150,32 @@ class TensorBoard(Observer):
             return
         self._last = now
         scalars = {
-            "loss": snapshot.loss,
-            "P@1": snapshot.precision,
-            "examples per second": snapshot.examples_per_second,
-            "learning rate": snapshot.rate,
+            "train/loss": snapshot.loss,
+            "train/P@1": snapshot.precision,
+            "train/examples per second": snapshot.examples_per_second,
+            "train/learning rate": snapshot.rate,
         }
-        for name, value in scalars.items():
-            if value is not None:
-                self._writer.add_scalar(f"train/{name}", value, snapshot.step)
+        known = {name: value for name, value in scalars.items() if value is not None}
+        self._report(known, snapshot.step)
 
     def evaluated(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"test/{name}", value, step)
-        self._writer.flush()
+        self._report({f"test/{name}": value for name, value in metrics.items()}, step)
 
-    def closed(self) -> None:  # noqa: D102
-        self._writer.close()
+    def _report(self, scalars: Mapping[str, float], step: int) -> None:
+        """Write figures; where that fails, training matters more: say so once, and go on."""
+        try:
+            self._file.report(scalars, step)
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                warnings.warn(
+                    f"{self._file.path}: cannot be written: {error.strerror}. Training goes on; "
+                    f"TensorBoard's figures are missing from step {step:,} until they can be "
+                    "written again.",
+                    QCompileWarning,
+                    stacklevel=2,
+                )
+            self._fails = True
 
 
 def _clock(seconds: float) -> str:

@@ -209,7 +209,7 @@ def test_resuming_with_other_options_names_them(files, capfd):
 
 
 def test_without_tensorboard_it_says_what_to_install(files, capfd, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     status, _, err = command(files / "train.txt", "--tensorboard", "events", capfd=capfd)
     assert status == 1
     assert "pip install 'torch-qcompile[train]'" in err

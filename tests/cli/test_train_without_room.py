@@ -1,6 +1,7 @@
 """Whatever the disk has no room for, the message says what to do and nothing that is whole is lost.
 
 A limit on the size of files stands for the full disk: writing past it fails in the same way.
+``/dev/full`` stands for the disk of the event files alone.
 """
 
 import os
@@ -15,6 +16,23 @@ import torch
 
 from qcompile.training import checkpoint
 
+FULL_ONCE_DATA_ARE_READ = """
+import sys
+from pathlib import Path
+from qcompile.cli import main
+from qcompile.training import sources
+
+load = sources.load_sources
+
+def load_then_fill(*arguments):
+    for path in Path("events").iterdir():
+        path.unlink()
+        path.symlink_to("/dev/full")
+    return load(*arguments)
+
+sources.load_sources = load_then_fill
+sys.exit(main())
+"""
 SMALL = ["--hidden", "12", "--mode", "sampled", "--negatives", "16", "--threads", "1", "--quiet"]
 
 
@@ -28,14 +46,14 @@ def data(tmp_path) -> Path:
     return path
 
 
-def train(folder: Path, *arguments, most=None) -> tuple[int, str]:
+def train(folder: Path, *arguments, most=None, program=("-m", "qcompile")) -> tuple[int, str]:
     """Run the command with files of at most so many bytes; returns its status and errors."""
 
     def limit() -> None:
         if most is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-    line = [sys.executable, "-m", "qcompile", "train", *map(str, arguments)]
+    line = [sys.executable, *program, "train", *map(str, arguments)]
     done = subprocess.run(
         line,
         cwd=folder,
@@ -82,3 +100,27 @@ def test_no_room_for_the_model_that_a_resumed_run_then_writes(data, tmp_path):
     assert (tmp_path / "out/model.onnx").stat().st_size == size
     after = checkpoint.load(tmp_path / "out/checkpoints").tensors
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_room_for_the_first_event_ends_before_data_are_read(data, tmp_path):
+    status, err = train(tmp_path, data, *SMALL, "--tensorboard", "events", most=10)
+    assert status == 1
+    assert "cannot be written: File too large. Free space, name another folder, or leave out" in err
+    assert "events/events.out.tfevents." in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_room_for_later_events_is_said_once_and_costs_nothing_else(data, tmp_path):
+    common = [data, *SMALL, "--test", data, "--epochs", 2]
+    assert train(tmp_path, *common, "-o", "whole") == (0, "")
+    status, err = train(
+        *(tmp_path, *common, "--tensorboard", "events", "-o", "out"),
+        program=("-c", FULL_ONCE_DATA_ARE_READ),
+    )
+    assert status == 0
+    assert len(err.splitlines()) == 1
+    assert err.startswith("qcompile train: warning: events/events.out.tfevents.")
+    assert "cannot be written: No space left on device. Training goes on" in err
+    whole, out = (checkpoint.load(tmp_path / name / "checkpoints") for name in ("whole", "out"))
+    assert all(torch.equal(whole.tensors[name], out.tensors[name]) for name in whole.tensors)
+    assert (tmp_path / "out/model.onnx").exists()
