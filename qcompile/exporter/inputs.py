@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.calibration.queries import load
 from qcompile.errors import DataError, ExportError
 from qcompile.exporter.sessions import RunTooLongError, Session
 
@@ -42,7 +43,7 @@ def given(inputs: str | Path | Mapping[str, Any], session: Session) -> dict[str,
     Raises:
         DataError: the file cannot be read, or names, types or shapes do not fit.
     """
-    arrays = _load(Path(inputs)) if isinstance(inputs, str | Path) else dict(inputs)
+    arrays = load(Path(inputs)) if isinstance(inputs, str | Path) else dict(inputs)
     wanted = {argument.name: argument for argument in session.inputs}
     if set(arrays) != set(wanted):
         raise DataError(
@@ -91,17 +92,6 @@ def invented(session: Session, model: ir.Model) -> dict[str, np.ndarray]:
         f"{session.model.name}: cannot be verified, it runs on no random input of its signature "
         f"({failure}). Give real inputs, one array for each input (--inputs FILE.npz)."
     )
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot be read as .npz ({error}); write it with numpy.savez(path, "
-            "input_name=array)."
-        ) from error
 
 
 def _random(

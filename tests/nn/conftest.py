@@ -5,6 +5,7 @@ import torch
 
 from qcompile import LSH
 from qcompile.nn import LSHLinear
+from qcompile.optim import Adam
 
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
 
@@ -29,3 +30,22 @@ def batch():
         return hidden, torch.randint(neurons, (examples,), generator=generator)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def train(batch):
+    """Train a layer on batches of their own for each step; return losses and optimiser."""
+
+    def run(module, steps, start=0, optimizer=None):
+        optimizer = optimizer or Adam(module.parameters(), lr=0.05)
+        losses = []
+        for step in range(start, start + steps):
+            hidden, target = batch(depth=module.in_features, neurons=module.out_features, seed=step)
+            optimizer.zero_grad()
+            loss = module(hidden, target).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, optimizer
+
+    return run

@@ -42,21 +42,6 @@ def layer(**changes):
     return LSHLinear(D, N, config=config(**changes))
 
 
-def train(module, steps, start=0, optimizer=None):
-    optimizer = optimizer or Adam(module.parameters(), lr=0.05)
-    losses = []
-    for step in range(start, start + steps):
-        generator = torch.Generator().manual_seed(step)
-        hidden = torch.randn(7, D, generator=generator).relu()
-        target = torch.randint(N, (7,), generator=generator)
-        optimizer.zero_grad()
-        loss = module(hidden, target).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, optimizer
-
-
 def contents(tables):
     core = tables._core
     buckets = range(1 << core.key_bits)
@@ -64,7 +49,7 @@ def contents(tables):
 
 
 @pytest.mark.parametrize("optimiser", ["Adam", "SGD", "dense AdamW", "data"])
-def test_incremental_training_equals_full_rehashes(optimiser):
+def test_incremental_training_equals_full_rehashes(train, optimiser):
     runs = []
     for incremental in (False, True):
         module = layer(incremental=incremental)
@@ -110,7 +95,7 @@ def test_an_incremental_rehash_hashes_the_rows_that_changed():
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("how", ["state_dict", "pickle", "deepcopy"])
 @pytest.mark.parametrize("steps", [5, 10])
-def test_a_resumed_run_equals_the_one_that_went_on(way, how, steps):
+def test_a_resumed_run_equals_the_one_that_went_on(train, way, how, steps):
     module = layer(**way)
     _, optimizer = train(module, steps)
     optimizer.flush()  # so that the copy and its origin start from the same weights
@@ -128,7 +113,7 @@ def test_a_resumed_run_equals_the_one_that_went_on(way, how, steps):
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_threads_do_not_matter(way):
+def test_threads_do_not_matter(train, way):
     runs = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -200,7 +185,7 @@ def test_no_tables_where_nothing_is_looked_up():
             tables.report()
 
 
-def test_the_report_describes_tables_and_lookups():
+def test_the_report_describes_tables_and_lookups(train):
     module = layer()
     with pytest.raises(DataError, match="none to describe"):
         module.occupancy()
@@ -216,7 +201,7 @@ def test_the_report_describes_tables_and_lookups():
     assert (report.builds, report.rehashes) == (2, 1)
     assert report.build_seconds > 0
     assert report.hashed == N
-    assert report.examples == 7
+    assert report.examples == 11
     assert 1 <= report.active_least <= report.active <= report.active_most <= 10
     assert report.collisions > 0
     text = str(report)

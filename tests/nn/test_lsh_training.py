@@ -17,19 +17,6 @@ D, N = 13, 90
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
 
 
-def train(batch, module, steps, start=0, lr=0.05, optimizer=None):
-    optimizer = optimizer or Adam(module.parameters(), lr=lr)
-    losses = []
-    for step in range(start, start + steps):
-        hidden, target = batch(seed=step)
-        optimizer.zero_grad()
-        loss = module(hidden, target).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, optimizer
-
-
 @pytest.mark.parametrize("family", ["simhash", "dwta"])
 @pytest.mark.parametrize("policy", ["fifo", "reservoir"])
 def test_training_learns(layer, batch, family, policy):
@@ -50,15 +37,15 @@ def test_training_learns(layer, batch, family, policy):
 
 
 @pytest.mark.parametrize("kind", ["SGD", "SparseAdam", "dense AdamW"])
-def test_torch_optimisers_train_it_too(layer, batch, kind):
+def test_torch_optimisers_train_it_too(layer, train, kind):
     module = layer()
     module.sparse_grad = kind != "dense AdamW"
     optimizer = getattr(torch.optim, kind.split()[-1])(module.parameters(), lr=0.01)
-    losses, _ = train(batch, module, 3, optimizer=optimizer)
+    losses, _ = train(module, 3, optimizer=optimizer)
     assert np.isfinite(losses).all()
 
 
-def test_runs_depend_on_the_seed_and_not_on_threads(layer, batch):
+def test_runs_depend_on_the_seed_and_not_on_threads(layer, train):
     start = layer()
     weights = []
     for threads, seed in ((1, 0), (2, 0), (3, 0), (1, 1)):
@@ -66,7 +53,7 @@ def test_runs_depend_on_the_seed_and_not_on_threads(layer, batch):
         module.load_state_dict(start.state_dict())
         torch.set_num_threads(threads)
         try:
-            train(batch, module, 9)
+            train(module, 9)
         finally:
             torch.set_num_threads(1)
         weights.append(module.eval().weight.detach().clone())
@@ -113,9 +100,9 @@ def test_tables_follow_the_weights(layer):
 
 @pytest.mark.parametrize("how", ["state_dict", "file", "deepcopy", "pickle"])
 @pytest.mark.parametrize("steps", [4, 7])
-def test_a_resumed_run_equals_the_one_that_went_on(layer, batch, how, steps):
+def test_a_resumed_run_equals_the_one_that_went_on(layer, train, how, steps):
     module = layer()
-    _, optimizer = train(batch, module, steps)
+    _, optimizer = train(module, steps)
     resumed = layer()
     if how == "deepcopy":
         resumed = copy.deepcopy(module)
@@ -134,8 +121,8 @@ def test_a_resumed_run_equals_the_one_that_went_on(layer, batch, how, steps):
         # Copies were made before the optimiser's state was asked for; idle rows catch up there.
         resumed.load_state_dict(module.state_dict())
     assert (resumed.steps, resumed.rehashes) == (module.steps, module.rehashes)
-    losses, _ = train(batch, module, 12, start=steps, optimizer=optimizer)
-    assert losses == train(batch, resumed, 12, start=steps, optimizer=other)[0]
+    losses, _ = train(module, 12, start=steps, optimizer=optimizer)
+    assert losses == train(resumed, 12, start=steps, optimizer=other)[0]
     assert torch.equal(module.eval().weight, resumed.eval().weight)
 
 
@@ -161,7 +148,7 @@ def test_a_selector_function_does_not_hinder_pickling():
     assert pickle.loads(pickle.dumps(module)).config == LSH()
 
 
-def test_evaluation_and_saving_see_the_weights_of_dense_adam(layer, batch):
+def test_evaluation_and_saving_see_the_weights_of_dense_adam(layer, train):
     weights = []
     for sparse in (True, False):
         torch.manual_seed(0)
@@ -169,7 +156,7 @@ def test_evaluation_and_saving_see_the_weights_of_dense_adam(layer, batch):
         module.sparse_grad = sparse
         kind = Adam if sparse else torch.optim.Adam
         optimizer = kind(module.parameters(), lr=1e-4)
-        train(batch, module, 15, optimizer=optimizer)
+        train(module, 15, optimizer=optimizer)
         late = module.weight.detach().clone()
         module.eval()
         assert torch.equal(late, module.weight) != sparse
