@@ -13,7 +13,7 @@ from extreme.problems import Problem
 from qcompile import LSH
 from qcompile.data.sparse_dataset import SparseBatch, SparseDataset
 from qcompile.distributed import Group
-from qcompile.optim import Adam
+from qcompile.optim import Adam, SparseAdam
 from qcompile.training import TrainConfig
 from qcompile.training.build import build_model
 
@@ -36,9 +36,16 @@ class Network(Protocol):
 
 
 class Ours:
-    """qcompile, its large layers updated within the backward pass."""
+    """qcompile, its large layers updated within the backward pass; lazy as torch's, or not."""
 
-    def __init__(self, problem: Problem, train: SparseDataset, storage: str, **lsh: Any) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        train: SparseDataset,
+        storage: str,
+        lazy: bool = False,
+        **lsh: Any,
+    ) -> None:
         config = TrainConfig(
             hidden=(HIDDEN,),
             sparse_output=LSH(**lsh),
@@ -51,7 +58,7 @@ class Ours:
             {"params": layer.parameters(), "lr": lr}
             for layer, lr in zip(layers, problem.lr, strict=True)
         ]
-        self.optimizer = Adam(groups)
+        self.optimizer = SparseAdam(groups) if lazy else Adam(groups)
         self.optimizer.step_in_backward(*layers)
         self.model.train()
 

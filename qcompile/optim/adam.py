@@ -13,7 +13,7 @@ from qcompile.errors import ConfigurationError
 from qcompile.optim.row_optimizer import RowOptimizer
 from qcompile.runtime import _core
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["Adam", "AdamW", "SparseAdam"]
 
 
 class Adam(RowOptimizer):
@@ -165,3 +165,45 @@ class AdamW(Adam):
         super().__setstate__(state)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
+
+
+class SparseAdam(Adam):
+    """Lazy Adam: a row without a gradient stays as it is, its moments too.
+
+    It computes with row-sparse gradients what ``torch.optim.SparseAdam`` does, but for ``eps``,
+    which is added after the correction of the bias as in :class:`Adam`. A step costs less than
+    Adam's, since no row has anything to catch up with, and moves rare rows less: a row's momentum
+    acts only in the steps that touch it. Weights are up to date at any time.
+
+    Dense gradients take :class:`Adam`'s step.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate.
+        betas: decay of the averages of gradients and of their squares, per step that touches a
+            row.
+        eps: added to the denominator.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr, betas, eps)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if group["weight_decay"] != 0:
+            raise ConfigurationError(
+                "SparseAdam: weight_decay must be 0, since idle rows stay as they are; AdamW "
+                f"decays them, too. Got {group['weight_decay']!r}."
+            )
+
+    def _new_rows(self, rows: int, steps: int) -> Any:
+        return _core.RowAdam(rows, steps, rest=True)

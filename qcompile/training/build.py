@@ -11,7 +11,7 @@ from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, ShardedLSHLinear, distribute
 from qcompile.errors import ConfigurationError
 from qcompile.nn.lsh import LSHLinear
-from qcompile.optim import SGD, Adam, AdamW
+from qcompile.optim import SGD, Adam, AdamW, SparseAdam
 from qcompile.training.batches import moments
 from qcompile.training.config import TrainConfig
 from qcompile.training.model import STORED, ExtremeClassifier
@@ -84,7 +84,6 @@ def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
     Adam with weight decay, which its gradients contain, moves every row at every step and so
     cannot: it takes dense gradients, and time that grows with the number of labels.
     """
-    kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
     first = list(model.input.parameters())
     known = {id(parameter) for parameter in first}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
@@ -92,7 +91,11 @@ def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
     # In this order parameters have the numbers that they have in the model, and in older
     # checkpoints.
     groups = [{"params": first, "lr": rate}, {"params": rest}]
-    optimizer = kind(groups, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "sparse-adam":
+        optimizer: Any = SparseAdam(groups, lr=config.lr)
+    else:
+        kind = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.optimizer]
+        optimizer = kind(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer != "adam" or config.weight_decay == 0:
         layers = [module for module in model.modules() if hasattr(module, "row_updates")]
         optimizer.step_in_backward(*layers)

@@ -21,7 +21,7 @@ __all__ = [
     "remaining_rate",
 ]
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "sparse-adam", "adamw", "sgd")
 STORAGES = ("fp32", "bf16")
 SCHEDULES = ("linear", "constant")
 
@@ -52,7 +52,7 @@ class TrainConfig:
             :data:`qcompile.config.FORMS`; ``None`` for first-order neurons.
         sparse_output: the output layer: mode, hash family, tables, sampling.
         storage: of the first and the output layer's weights and moments, ``fp32`` or ``bf16``.
-        optimizer: ``adam``, ``adamw`` or ``sgd``.
+        optimizer: ``adam``, ``sparse-adam``, ``adamw`` or ``sgd``, those of :mod:`qcompile.optim`.
         lr: learning rate at the first step.
         input_lr: that of the first layer, which reads the sparse features; ``None`` is ``lr``.
         schedule: ``linear`` lowers the rates to a hundredth over the whole run; ``constant`` keeps
@@ -95,6 +95,11 @@ class TrainConfig:
         choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("storage", self.storage, STORAGES)
         choose("schedule", self.schedule, SCHEDULES)
+        if self.optimizer == "sparse-adam" and self.weight_decay:
+            raise ConfigurationError(
+                "training: sparse-adam leaves idle rows as they are and has no weight decay, got "
+                f"weight_decay={self.weight_decay!r}; adamw decays them, too."
+            )
         if self.quadratic is not None:
             object.__setattr__(self, "quadratic", canonical_form(self.quadratic))
         object.__setattr__(self, "hidden", tuple(self.hidden))

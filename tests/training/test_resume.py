@@ -63,6 +63,8 @@ def equal(one, two):
         CONFIG,
         changed(storage="bf16", input_lr=3e-2),
         changed(optimizer="adamw", weight_decay=1e-2, quadratic="T2_4"),
+        changed(optimizer="sparse-adam"),
+        changed(optimizer="sparse-adam", storage="bf16"),
         changed(optimizer="sgd", lr=1.0),
         changed(optimizer="adam", weight_decay=1e-4),
         changed(sparse_output=dataclasses.replace(OUTPUT, spread=3, renew=2, rehash_decay=0.0)),

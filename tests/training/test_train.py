@@ -51,6 +51,7 @@ def changed(**values):
         changed(sparse_output=dataclasses.replace(OUTPUT, accumulation="async")),
         changed(sparse_output=dataclasses.replace(OUTPUT, family="simhash", spread=2)),
         changed(storage="bf16"),
+        changed(optimizer="sparse-adam"),
         changed(optimizer="adamw", weight_decay=1e-3),
         changed(optimizer="adam", weight_decay=1e-5),
         changed(optimizer="sgd", lr=4.0, schedule="constant"),

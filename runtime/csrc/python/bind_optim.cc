@@ -116,13 +116,13 @@ nb::class_<Rows> bind_rows(nb::module_& module, const char* name, const char* de
   return nb::class_<Rows>(module, name, description)
       .def(
           "__init__",
-          [](Rows* self, int64_t rows, int64_t steps) {
+          [](Rows* self, int64_t rows, int64_t steps, bool rest) {
             if (rows < 0 || rows > LshTables::kMaxRows || steps < 0) {
               raise_data_error("rows must be in [0, 2^31] and steps at least 0");
             }
-            new (self) Rows(rows, steps);
+            new (self) Rows(rows, steps, rest ? IdleRows::kRest : IdleRows::kCatchUp);
           },
-          nb::arg("rows"), nb::arg("steps") = 0)
+          nb::arg("rows"), nb::arg("steps") = 0, nb::arg("rest") = false)
       .def_prop_ro("steps", &Rows::steps, "Steps taken so far.")
       .def_prop_ro("pending", &Rows::pending, "Latest steps that some rows may not have followed.")
       .def("finish_step", &Rows::finish_step, "Let the next step be taken.");

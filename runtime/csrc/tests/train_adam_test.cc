@@ -42,9 +42,9 @@ struct Parameter {
   std::vector<int16_t> low;
 };
 
-Parameter train(Storage storage, int64_t depth, const Executor& executor) {
+Parameter train(Storage storage, int64_t depth, IdleRows idle, const Executor& executor) {
   Parameter parameter(storage, depth);
-  RowAdam adam(kRows, 0);
+  RowAdam adam(kRows, 0, idle);
   for (int64_t step = 0; step < 1100; ++step) {  // beyond kFlushAfter
     const std::vector<int64_t> ids = {step % 7, step % 31, kRows - 1, step % 7};
     const std::vector<float> gradients = normal_values(4 * depth, static_cast<unsigned>(step));
@@ -60,9 +60,9 @@ Parameter train(Storage storage, int64_t depth, const Executor& executor) {
   return parameter;
 }
 
-void test_same_on_any_number_of_threads(Storage storage, int64_t depth) {
-  const Parameter alone = train(storage, depth, SerialExecutor());
-  EXPECT(alone == train(storage, depth, ThreadExecutor(3)));
+void test_same_on_any_number_of_threads(Storage storage, int64_t depth, IdleRows idle) {
+  const Parameter alone = train(storage, depth, idle, SerialExecutor());
+  EXPECT(alone == train(storage, depth, idle, ThreadExecutor(3)));
   for (float value : alone.value) EXPECT(std::isfinite(value));
 }
 
@@ -139,7 +139,8 @@ int main() {
   using namespace qcompile;
   for (Storage storage : {Storage::kFloat32, Storage::kBFloat16}) {
     for (int64_t depth : {1, 16, 37, 130}) {
-      test_same_on_any_number_of_threads(storage, depth);
+      test_same_on_any_number_of_threads(storage, depth, IdleRows::kCatchUp);
+      test_same_on_any_number_of_threads(storage, depth, IdleRows::kRest);
       test_kernels_are_the_same_everywhere(storage, depth);
     }
   }

@@ -23,6 +23,12 @@ struct RowBlock {
   uint64_t steps;  // taken by the matrix, the present one included; selects random numbers
 };
 
+// What becomes of the steps in which a row gets no gradient.
+enum class IdleRows {
+  kCatchUp,  // it follows them later
+  kRest,     // nothing, its averages included
+};
+
 // The steps that a matrix has taken and how many of them each row has followed. A Rule is a matrix
 // with the rates of the present step, and has
 //   Rates, IdleTable: types; Rates must compare mergeable(a, b): whether one catch-up may cover
@@ -43,7 +49,8 @@ class LateRows {
   static constexpr int64_t kFlushAfter = 1024;
 
   // `steps` have been taken before, and no row is behind.
-  LateRows(int64_t rows, int64_t steps) : base_(steps), followed_(rows) {}
+  LateRows(int64_t rows, int64_t steps, IdleRows idle = IdleRows::kCatchUp)
+      : idle_(idle), base_(steps), followed_(rows) {}
 
   int64_t rows() const { return static_cast<int64_t>(followed_.size()); }
   int64_t steps() const { return base_ + length(); }
@@ -75,9 +82,14 @@ class LateRows {
     }
     const std::shared_ptr<const IdleTable> table = idle_table();
     const int32_t before = length();
-    history_.push_back(rule.rates());
+    if (idle_ == IdleRows::kCatchUp) {
+      history_.push_back(rule.rates());
+    } else {
+      ++base_;
+    }
+    const int32_t after = length();
     stepped_ = true;
-    table_length_ = -1;
+    if (after != before) table_length_ = -1;
     const int64_t depth = rule.depth();
     for_blocks(depth, static_cast<int64_t>(ids.size()), executor, [&](Range range) {
       const int64_t count = range.end - range.begin;
@@ -87,7 +99,7 @@ class LateRows {
       std::vector<int32_t> missed(count);
       for (int64_t i = 0; i < count; ++i) missed[i] = before - followed_[block[i]];
       rule.step({block, missed.data(), count, key()}, *table, rows.get());
-      for (int64_t i = 0; i < count; ++i) followed_[block[i]] = before + 1;
+      for (int64_t i = 0; i < count; ++i) followed_[block[i]] = after;
     });
   }
 
@@ -141,6 +153,7 @@ class LateRows {
     });
   }
 
+  IdleRows idle_;
   int64_t base_;                   // steps before the history
   std::vector<Rates> history_;     // of the steps since then
   std::vector<int32_t> followed_;  // [rows] length of the history that a row has followed
