@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import resource
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from qcompile.data.sparse_dataset import SparseDataset
 from qcompile.distributed import Group, agree, check_replicas, sum_gradients
-from qcompile.errors import CheckpointError, DataError, TrainingError
+from qcompile.errors import CheckpointError, DataError, QCompileWarning, TrainingError
 from qcompile.training.batches import Batches
 from qcompile.training.build import build_model, build_optimizer
 from qcompile.training.config import TrainConfig, remaining_rate
@@ -254,7 +255,8 @@ class Trainer:
         except CheckpointError as error:
             if last:
                 raise
-            self._note(f"not saved, training goes on: {error}")
+            # As a warning, it reaches who watches no figures, too.
+            warnings.warn(f"not saved, training goes on: {error}", QCompileWarning, stacklevel=2)
 
     def _result(self, interrupted: int | None) -> TrainResult:
         state = self._state
