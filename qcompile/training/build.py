@@ -90,7 +90,7 @@ def build_optimizer(config: TrainConfig, model: ExtremeClassifier) -> Any:
     rate = config.lr if config.input_lr is None else config.input_lr
     # In this order parameters have the numbers that they have in the model, and in older
     # checkpoints.
-    groups = [{"params": first, "lr": rate}, {"params": rest}]
+    groups: list[dict[str, Any]] = [{"params": first, "lr": rate}, {"params": rest}]
     if config.optimizer == "sparse-adam":
         optimizer: Any = SparseAdam(groups, lr=config.lr)
     else:

@@ -199,7 +199,10 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_loses_nothing(
 ):
     with monkeypatch.context() as patch:
         full_disk(patch, lambda number: number > 2)
-        with pytest.raises(CheckpointError, match="No space left"):
+        with (
+            pytest.warns(QCompileWarning, match="not saved, training goes on"),
+            pytest.raises(CheckpointError, match="No space left"),
+        ):
             train(CONFIG, train_data, checkpoints=tmp_path / "full")
     assert sorted(p.name[-3:] for p in (tmp_path / "full").iterdir()) == ["063", "126"]
     resumed = train(CONFIG, train_data, checkpoints=tmp_path / "full", resume=True)
