@@ -54,8 +54,12 @@ _HEAD_INPUTS = (
 )
 
 _BUCKET_INPUTS = (
-    "offsets",  # uint32 [C + 1], the first block of each cell, and B
-    "row_ids",  # int32 [16 B], the row that each packed row is, or -1
+    # cells: uint32 [C + 1], the first block of each cell, and B
+    # lsh: uint32 [tables · 2^key bits + 1], where each bucket begins, table after table, and M
+    "offsets",
+    # cells: int32 [16 B], the row that each packed row is, or -1
+    # lsh: int32 [M], the rows of all buckets, of each table a row once at most
+    "row_ids",
 )
 
 _CELL_INPUTS = (
@@ -72,10 +76,14 @@ LINEAR_TOP_K = Operator(
     attributes=(
         ("k", 1),
         ("mode", "exact"),
-        ("probes", 32),  # cells: how many are searched
+        ("probes", 32),  # cells: how many are searched; lsh: buckets of each table, at most 1024
         ("rescore", 32),  # candidates that are scored in fp32, at least k
         ("spread", 0.0),  # cells: how much of its spread counts for a cell
         ("guard", 0.0),  # cells: 0, or how many spreads above its score a cell may reach
+        ("family", "dwta"),  # lsh: simhash, wta, dwta or doph
+        ("tables", 1),  # lsh: L
+        ("hashes", 1),  # lsh: K, codes of one key
+        ("seed", 0),  # lsh: of the hash functions, its 64 bits as a signed number
     ),
     optional=len(_BUCKET_INPUTS) + len(_CELL_INPUTS),
 )
@@ -85,12 +93,14 @@ LINEAR_TOP_K = Operator(
 
 * ``exact``: all, by an int8 scan that keeps what its error bound cannot exclude;
 * ``cells``: those in the learned buckets that promise most. Packed rows lie bucket after bucket,
-  each from a new block on, so ``packed`` is [B, ...] and ``scale`` and ``error`` are [16 B].
+  each from a new block on, so ``packed`` is [B, ...] and ``scale`` and ``error`` are [16 B];
+* ``lsh``: those that share most buckets of hash tables with the hidden vector.
 """
 
 TOP_K_INPUTS = {
     "exact": len(_HEAD_INPUTS),
     "cells": len(_HEAD_INPUTS) + len(_BUCKET_INPUTS) + len(_CELL_INPUTS),
+    "lsh": len(_HEAD_INPUTS) + len(_BUCKET_INPUTS),
 }
 """How many inputs ``LinearTopK`` has in each mode."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qcompile import ops
 from qcompile.errors import DataError
 
-__all__ = ["Index", "build_cells", "build_exact"]
+__all__ = ["Index", "build_cells", "build_exact", "build_lsh"]
 
 Attribute = int | float | str
 
@@ -23,7 +23,7 @@ class Index:
     """The constant inputs and the attributes of ``LinearTopK`` in one mode, for one layer.
 
     Args:
-        mode: ``exact`` or ``cells``.
+        mode: ``exact``, ``cells`` or ``lsh``.
         arrays: the inputs after weight and bias, in order; see :mod:`qcompile.ops`.
         attributes: those that differ from their defaults, without ``k`` and ``mode``.
     """
@@ -106,3 +106,52 @@ def build_cells(
         raise DataError(f"build_cells: cells is {cells}, expected 1 to the {rows} rows.")
     arrays = _core.build_cells(weight, bias, cells, seed, threads, progress)
     return Index("cells", arrays)
+
+
+def build_lsh(
+    weight: NDArray[np.float32],
+    *,
+    family: str,
+    tables: int,
+    hashes: int,
+    bucket: int,
+    policy: str = "reservoir",
+    seed: int = 0,
+    draw: int = 0,
+    exact: Index | None = None,
+    threads: int = 0,
+) -> Index:
+    """Put the rows of an output layer into hash tables, as training does.
+
+    Args:
+        weight: float32 [N, d].
+        family: ``simhash``, ``wta``, ``dwta`` or ``doph``.
+        tables: L.
+        hashes: K, codes of one key.
+        bucket: rows that one bucket keeps.
+        policy: ``reservoir`` or ``fifo``, for a bucket that is full.
+        seed: of the hash functions and of the reservoirs.
+        draw: which hash functions of that seed.
+        exact: index of :func:`build_exact` for the same rows, where there is one.
+        threads: how many to use; 0 for all.
+
+    Raises:
+        DataError: a weight is NaN or infinite, or a number is out of range.
+    """
+    from qcompile.runtime import _core
+
+    packed = (exact or build_exact(weight)).arrays
+    rows, depth = weight.shape
+    built = _core.LshTables(depth, rows, family, tables, hashes, bucket, policy, seed)
+    built.build(weight, 0, threads, draw)
+    offsets, row_ids = built.arrays()
+    signed = built.hash_seed - (built.hash_seed >> 63 << 64)
+    attributes: dict[str, Attribute] = {
+        "family": family,
+        "tables": tables,
+        "hashes": hashes,
+        "seed": signed,
+        "probes": 1,
+        "rescore": 256,
+    }
+    return Index("lsh", {**packed, "offsets": offsets, "row_ids": row_ids}, attributes)

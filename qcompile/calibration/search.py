@@ -1,4 +1,4 @@
-"""The fastest setting of an index that keeps a promised recall.
+"""The fastest index, and the fastest setting of it, that keeps a promised recall.
 
 One half of the queries proposes: along a ladder of probes, how many rows have to be scored anew so
 that the mean recall suffices. The other half judges: the proposals are tested from the safest to
@@ -10,6 +10,7 @@ the exact scan where none is faster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from qcompile.calibration.choice import Choice, Trial
 from qcompile.calibration.queries import Queries
 from qcompile.calibration.recall import Recall, queries_needed, recall, shares
+from qcompile.calibration.tables import Tables
 from qcompile.calibration.trials import Trials
 from qcompile.exporter.measure import interleaved
 from qcompile.exporter.sessions import Session
@@ -34,6 +36,15 @@ _SAFER = 4
 
 _TIMED = 1000
 """Calls of each setting, where a second or so allows."""
+
+_CELLS_PER_ROOT = (5, 10)
+"""Numbers of cells that are tried, in multiples of √N."""
+
+_WIDE, _WIDE_LSH = 64, 2048
+"""Rows that are scored anew where as many as are worth it are."""
+
+_MOST_PROBES_LSH = 64
+"""Buckets of each hash table beyond which reading all classes is cheaper."""
 
 _WORTH = 0.97
 """An approximate layer has to be faster than the exact scan by this factor."""
@@ -55,6 +66,8 @@ class Task:
         promised: recall@k that has to be kept.
         guard: of ``LinearTopK``.
         seed: of the clusters.
+        modes: of ``LinearTopK``, those that may be chosen beside the exact scan.
+        tables: hash tables for mode ``lsh``.
     """
 
     weight: NDArray[np.float32]
@@ -66,6 +79,8 @@ class Task:
     promised: float
     guard: float = 0.0
     seed: int = 0
+    modes: Sequence[str] = ("cells",)
+    tables: Tables | None = None
 
 
 def search(task: Task, folder: Path, say: Say, bar: Callable[[str, float], None]) -> Choice:
@@ -98,15 +113,9 @@ class _Search:
         task = self.task
         if task.promised >= 1:
             return self._exact("only the exact scan promises a recall of 1", [])
-        index = build_cells(
-            task.weight,
-            task.bias,
-            seed=task.seed,
-            progress=lambda part: self.bar("dividing the classes into cells", part),
-        ).with_attributes(guard=task.guard)
-        proposals = self._proposals(index)
+        proposals = self._best_proposals()
         if not proposals:
-            return self._exact("no number of probes reached the promise", [])
+            return self._exact("no setting reached the promise", [])
         judged = self._judged(proposals)
         kept = [(proposal, trial) for proposal, trial in judged if trial.kept]
         if not kept:
@@ -138,10 +147,45 @@ class _Search:
             seed=task.seed,
         )
 
+    def _indexes(self) -> Iterator[Index]:
+        """Build the indexes that may be chosen, one after the other."""
+        task = self.task
+        rows = len(task.weight)
+        if "cells" in task.modes:
+            for cells in sorted(
+                {min(rows, math.ceil(n * math.sqrt(rows))) for n in _CELLS_PER_ROOT}
+            ):
+                yield build_cells(
+                    task.weight,
+                    task.bias,
+                    cells=cells,
+                    seed=task.seed,
+                    progress=lambda part: self.bar("dividing the classes into cells", part),
+                ).with_attributes(guard=task.guard)
+        if "lsh" in task.modes and task.tables is not None:
+            self.say("putting the classes into hash tables")
+            yield task.tables.build(task.weight, task.exact)
+
+    def _best_proposals(self) -> list[Index]:
+        """Return the proposals of that index whose boldest is the fastest.
+
+        No query that judges has a part in it, so one index alone is judged.
+        """
+        found = [proposals for index in self._indexes() if (proposals := self._proposals(index))]
+        if len(found) < 2:
+            return found[0] if found else []
+        self.say(f"timing {len(found)} indexes")
+        sessions = [self.trials.session(proposals[-1]) for proposals in found]
+        calls = [{"hidden": queries} for queries in self.task.proposing.calls]
+        times = interleaved(*(session.cycled(calls) for session in sessions), most=_TIMED)
+        return found[min(range(len(found)), key=times.__getitem__)]
+
     def _proposals(self, index: Index) -> list[Index]:
         """Return settings of one index, from the safest to the boldest."""
         task = self.task
-        wide = max(64, 8 * task.k)
+        hashed = index.mode == "lsh"
+        wide = max(_WIDE_LSH if hashed else _WIDE, 8 * task.k)
+        most = _MOST_PROBES_LSH if hashed else len(index.arrays["offsets"]) - 1
         known: dict[tuple[int, int], Recall] = {}
 
         def at(probes: int, rescore: int) -> Recall:
@@ -152,10 +196,11 @@ class _Search:
                 known[key] = recall(
                     shares(found, self.best_proposing, task.k), self.proposing_rows, task.k
                 )
-                self.say(f"{probes} probes, {rescore} rescored: recall {known[key].mean:.4f}")
+                told = f"{index.mode}: {probes} probes, {rescore} rescored"
+                self.say(f"{told}: recall {known[key].mean:.4f}")
             return known[key]
 
-        rungs = list(_rungs(len(index.arrays["offsets"]) - 1))
+        rungs = list(_rungs(most))
         low, high = 0, len(rungs)
         while low < high:
             middle = (low + high) // 2
@@ -168,7 +213,7 @@ class _Search:
         for probes in rungs[low:]:
             sure = at(probes, wide).bound >= task.promised
             safer += sure
-            for rescore in _widths(task.k, wide):
+            for rescore in _widths(task.k, wide, 2.0 if hashed else 1.5):
                 if at(probes, rescore).mean >= task.promised:
                     chosen.append((probes, rescore))
                     if at(probes, rescore).bound >= task.promised or not sure:
@@ -229,10 +274,10 @@ def _rungs(most: int) -> Iterator[int]:
         step *= 2
 
 
-def _widths(k: int, widest: int) -> Iterator[int]:
+def _widths(k: int, widest: int, step: float) -> Iterator[int]:
     """Yield how many rows may be scored anew, k and more, the fewest first."""
     width = k
     while width < widest:
         yield width
-        width = max(width + 1, width * 3 // 2)
+        width = max(width + 1, int(width * step))
     yield widest

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.cli.output import print_json, print_pairs, print_report, progress_console
 from qcompile.cli.sources import example_inputs
+from qcompile.config import LSH
 
 if TYPE_CHECKING:
     from qcompile.exporter import ExportResult
@@ -104,6 +105,8 @@ def _export_file(
         batch=options.batch,
         guard=options.guard,
         seed=options.seed,
+        mode=options.mode,
+        lsh=_tables(options),
         progress=progress,
     )
 
@@ -111,15 +114,9 @@ def _export_file(
 def _export_torch(
     options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
 ) -> ExportResult:
-    from qcompile.errors import ConfigurationError
     from qcompile.exporter import export
     from qcompile.exporter.reading import load_source
 
-    if options.recall is not None or options.calibrate is not None:
-        raise ConfigurationError(
-            "--recall and --calibrate are for ONNX files: export this model to one first, then "
-            "export that."
-        )
     return export(
         load_source(options.source, allow_pickle=options.allow_pickle),
         output or default_output(options.source),
@@ -127,8 +124,22 @@ def _export_torch(
         top_k=options.top_k,
         min_outputs=options.min_outputs,
         node=options.node,
+        recall=options.recall,
+        calibration=options.calibrate,
+        batch=options.batch,
+        guard=options.guard,
+        seed=options.seed,
+        mode=options.mode,
+        lsh=_tables(options),
         progress=progress,
     )
+
+
+def _tables(options: argparse.Namespace) -> LSH | None:
+    """Return the hash tables that were asked for, or None where nothing was said of them."""
+    said = {name: getattr(options, name) for name in ("family", "tables", "hashes", "bucket")}
+    given = {name: value for name, value in said.items() if value is not None}
+    return LSH(**given) if given else None
 
 
 def default_output(source: str) -> Path:

@@ -151,6 +151,19 @@ def _add_export(commands) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of the search (default 0)"
     )
+    parser.add_argument(
+        "--mode",
+        choices=("exact", "cells", "lsh"),
+        help="how the layer is searched; by default the fastest mode that keeps --recall, or exact",
+    )
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="hash family of mode lsh (default: that of a sparse output layer, else dwta)",
+    )
+    parser.add_argument("--tables", type=int, metavar="L", help="hash tables of mode lsh")
+    parser.add_argument("--hashes", type=int, metavar="K", help="hash codes of one key in mode lsh")
+    parser.add_argument("--bucket", type=int, metavar="ROWS", help="rows of a bucket in mode lsh")
 
 
 def _add_transform(commands) -> None:

@@ -13,6 +13,8 @@ from qcompile import ops
 from qcompile.calibration.choice import Choice
 from qcompile.calibration.queries import Queries, collect, halves
 from qcompile.calibration.search import Task, search
+from qcompile.calibration.tables import Tables
+from qcompile.config import choose
 from qcompile.errors import ConfigurationError
 from qcompile.exporter.sessions import Feeds, Session
 from qcompile.exporter.writing import Staging, save
@@ -20,7 +22,10 @@ from qcompile.passes.onnx.constants import present
 from qcompile.passes.onnx.head import use_index
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
-from qcompile.runtime.index import Index
+from qcompile.runtime.index import Index, build_cells
+
+MODES = tuple(ops.TOP_K_INPUTS)
+"""Of ``LinearTopK``; the first is exact."""
 
 MOST_TIMED = 64
 """Calls on which the whole model is timed, one after the other."""
@@ -35,12 +40,16 @@ class Promise:
         calls: inputs, a call each.
         guard: ``guard`` of ``LinearTopK``, which widens the search for unusual inputs.
         seed: of the division of the calls and of the cells.
+        mode: of ``LinearTopK``; ``None`` for the fastest.
+        tables: hash tables for mode ``lsh``.
     """
 
     recall: float
     calls: Sequence[Feeds]
     guard: float = 0.0
     seed: int = 0
+    mode: str | None = None
+    tables: Sequence[Tables] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.recall <= 1:
@@ -74,13 +83,7 @@ def keep(
         DataError: the inputs are too few, or give NaN.
     """
     nodes = {str(node.name): node for node in model.graph}
-    best = [head for head in heads if head.became == ops.LINEAR_TOP_K.name]
-    for head in heads:
-        if head not in best:
-            report.notes.append(
-                f"{head.name!r} stays exact: {head.became} needs every score, and only a layer "
-                "that hands out the best scores themselves (top_k) may leave some out"
-            )
+    best = _best(heads, report)
     if not best:
         return {}
     proposing, judging = halves(promise.calls, promise.seed)
@@ -103,6 +106,8 @@ def keep(
             promised=promise.recall,
             guard=promise.guard,
             seed=promise.seed,
+            modes=MODES[1:] if promise.mode is None else (promise.mode,),
+            tables=_tables_of(node, promise.tables),
         )
         choice = search(task, where, say, lambda line, part: say(f"{line}: {part:.0%}"))
         if choice.index.mode != "exact":
@@ -110,6 +115,76 @@ def keep(
         head.mode = choice.index.mode
         choices[head.name] = choice
     return choices
+
+
+def set_mode(
+    model: ir.Model,
+    heads: Sequence[Head],
+    mode: str,
+    tables: Sequence[Tables],
+    seed: int,
+    report: Report,
+) -> None:
+    """Let each layer of ``model`` that hands out its best search in ``mode``, without a promise.
+
+    Args:
+        model: rewritten, every layer exact.
+        heads: the layers that were replaced; their mode is set.
+        mode: ``cells`` or ``lsh``.
+        tables: hash tables for mode ``lsh``.
+        seed: of the cells.
+        report: gets a note.
+
+    Raises:
+        ConfigurationError: there are no hash tables for a layer.
+    """
+    nodes = {str(node.name): node for node in model.graph}
+    for head in _best(heads, report):
+        node = nodes[head.node]
+        weight, bias = _array(node.inputs[1]), _array(node.inputs[2])
+        if mode == "cells":
+            index = build_cells(weight, bias, seed=seed)
+        else:
+            found = _tables_of(node, tables)
+            if found is None:
+                raise ConfigurationError(
+                    f"mode lsh: no hash tables are known for {head.name!r}; give lsh= (--family, "
+                    "--tables, --hashes)."
+                )
+            index = found.build(weight, Index("exact", _packed(node)))
+        use_index(model.graph, node, index)
+        head.mode = mode
+        report.notes.append(
+            f"{head.name!r} searches in mode {mode} by default settings; its recall was not "
+            "measured (recall= and calibration=, --recall and --calibrate, do that)"
+        )
+
+
+def check_mode(mode: str | None) -> None:
+    """Refuse a mode that there is not.
+
+    Raises:
+        ConfigurationError: names those that there are.
+    """
+    if mode is not None:
+        choose("mode", mode, MODES)
+
+
+def _best(heads: Sequence[Head], report: Report) -> list[Head]:
+    """Return the layers that hand out their best; the report tells of the others."""
+    best = [head for head in heads if head.became == ops.LINEAR_TOP_K.name]
+    for head in heads:
+        if head not in best:
+            report.notes.append(
+                f"{head.name!r} stays exact: {head.became} needs every score, and only a layer "
+                "that hands out the best scores themselves (top_k) may leave some out"
+            )
+    return best
+
+
+def _tables_of(node: ir.Node, tables: Sequence[Tables]) -> Tables | None:
+    weight = _array(node.inputs[1])
+    return next((each for each in tables if each.fit(weight)), None)
 
 
 def _hidden(

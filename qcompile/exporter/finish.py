@@ -75,7 +75,8 @@ def finish(
         ExportError: the file fails onnx.checker, does not load, or differs from the reference.
     """
     say("writing")
-    describe(plan.model, plan.report, plan.choices)
+    modes = {head.name: head.mode for head in plan.heads}
+    describe(plan.model, plan.report, plan.choices, modes)
     save(plan.model, stage, plan.external_above)
     _check(plan, stage)
     result = ExportResult(

@@ -13,9 +13,11 @@ from onnx_ir.passes.common import InlinePass
 
 from qcompile import ops
 from qcompile.calibration.queries import in_calls, load
+from qcompile.calibration.tables import Tables
+from qcompile.config import LSH
 from qcompile.errors import ConfigurationError, ExportError, PassError, QCompileError
 from qcompile.exporter import inputs as example
-from qcompile.exporter.calibrate import MOST_TIMED, Promise, keep
+from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, check_mode, keep, set_mode
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.probing import survive
 from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
@@ -45,6 +47,8 @@ def export_onnx(
     batch: int = 1,
     guard: float = 0.0,
     seed: int = 0,
+    mode: str | None = None,
+    lsh: LSH | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Replace the huge output layers of an ONNX file by fused operators.
@@ -73,6 +77,9 @@ def export_onnx(
         batch: rows of ``calibration`` in one call, where the model leaves that open.
         guard: widens the search for inputs unlike those of ``calibration``; see ``LinearTopK``.
         seed: of the division of the inputs, and of what is learned from the weights.
+        mode: how a layer that hands out the best searches: ``exact``, ``cells`` or ``lsh``.
+            ``None`` for the fastest that keeps ``recall``, or ``exact`` where nothing is promised.
+        lsh: hash tables for mode ``lsh``; those of ``qcompile.LSH()`` where that mode is asked for.
         progress: called with a line of text at every step.
 
     Raises:
@@ -86,12 +93,7 @@ def export_onnx(
     if output.exists() and source.exists() and output.samefile(source):
         raise ExportError(f"{output}: this is the source; name another file for the result.")
     say = progress or (lambda line: None)
-    if (recall is None) != (calibration is None):
-        missing = "calibration inputs" if calibration is None else "a recall to keep"
-        raise ConfigurationError(
-            f"a promised recall needs both a number and inputs to show it on: {missing} missing "
-            "(--recall R --calibrate FILE.npz)."
-        )
+    check_promise(recall, calibration, mode)
     say(f"reading {source}")
     model = read_onnx(source)
     outside = external_files(model)
@@ -103,16 +105,34 @@ def export_onnx(
             model, str(source), top_k=top_k, min_outputs=min_outputs, where=node
         )
         reference, choices, calls = None, {}, []
+        tables = [Tables(lsh or LSH())] if lsh is not None or mode == "lsh" else []
         if recall is not None and calibration is not None:
-            calls = _calls(source, calibration, batch)
-            promise = Promise(recall, calls, guard, seed)
+            calls = calls_of(source, calibration, batch)
+            promise = Promise(recall, calls, guard, seed, mode, tables)
             choices = keep(model, heads, promise, stage.path.parent, report, say)
             inputs = calls[0] if inputs is None else inputs
+        elif mode in MODES[1:]:
+            set_mode(model, heads, str(mode), tables, seed, report)
         if verify or measure:
             reference = _reference(source, model, heads, stage, top_k, inputs)
             reference.calls = calls[:MOST_TIMED]
         plan = Plan(model, report, heads, top_k, size, external_above, source, choices)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
+
+
+def check_promise(recall: float | None, calibration: object, mode: str | None) -> None:
+    """Refuse half of a promise, and a mode that there is not.
+
+    Raises:
+        ConfigurationError: says what is missing.
+    """
+    check_mode(mode)
+    if (recall is None) != (calibration is None):
+        missing = "calibration inputs" if calibration is None else "a recall to keep"
+        raise ConfigurationError(
+            f"a promised recall needs both a number and inputs to show it on: {missing} missing "
+            "(--recall R --calibrate FILE.npz)."
+        )
 
 
 @contextmanager
@@ -194,7 +214,7 @@ def _nothing(report: Report, min_outputs: int, where: str | None) -> str:
     return f"no output layer of {min_outputs} outputs or more was found. {why}."
 
 
-def _calls(source: Path, calibration: str | Path | Mapping[str, Any], batch: int) -> list[Feeds]:
+def calls_of(source: Path, calibration: str | Path | Mapping[str, Any], batch: int) -> list[Feeds]:
     """Cut calibration inputs into calls of the model."""
     if batch < 1:
         raise ConfigurationError(f"batch is {batch}, expected at least 1.")

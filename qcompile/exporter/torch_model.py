@@ -7,7 +7,7 @@ replaces the output layer.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from qcompile.calibration.tables import Tables
+from qcompile.config import LSH
 from qcompile.errors import ExportError, PassError
+from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, keep, set_mode
 from qcompile.exporter.finish import Plan, Reference, finish
-from qcompile.exporter.onnx_model import expectations
+from qcompile.exporter.onnx_model import calls_of, check_promise, expectations
 from qcompile.exporter.result import ExportResult
 from qcompile.exporter.sessions import Feeds
 from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
@@ -46,6 +49,13 @@ def export(
     verify: bool = True,
     measure: bool = True,
     external_above: int = EXTERNAL_ABOVE,
+    recall: float | None = None,
+    calibration: Any = None,
+    batch: int = 1,
+    guard: float = 0.0,
+    seed: int = 0,
+    mode: str | None = None,
+    lsh: LSH | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Write ``model`` as an ONNX file for plain onnxruntime.
@@ -72,9 +82,20 @@ def export(
             batch size, with the plugin and without.
         measure: time the model before and after the output layer is replaced, in turns.
         external_above: bytes of weights from which they go to a file of their own.
+        recall: share of the best classes that has to be found by layers that hand out the best
+            alone; the fastest setting that keeps it on ``calibration`` is taken.
+        calibration: inputs of many rows, in the form of ``example_inputs`` or as a mapping of
+            arrays by the graph's input names, or an ``.npz`` file of those.
+        batch: rows of ``calibration`` in one call, where the model leaves that open.
+        guard: widens the search for inputs unlike those of ``calibration``; see ``LinearTopK``.
+        seed: of the division of the inputs, and of what is learned from the weights.
+        mode: how a layer that hands out the best searches: ``exact``, ``cells`` or ``lsh``.
+            ``None`` for the fastest that keeps ``recall``, or ``exact`` where nothing is promised.
+        lsh: hash tables for mode ``lsh``; those of a sparse output layer are its own by default.
         progress: called with a line of text at every step.
 
     Raises:
+        ConfigurationError: of ``recall`` and ``calibration`` one is missing, or out of range.
         TraceError: the module cannot be traced; names the source line and a way round.
         ExportError: a parameter holds NaN or infinity, or the result cannot be written or
             differs; nothing is written then.
@@ -82,6 +103,7 @@ def export(
     """
     path = Path(path)
     say = progress or (lambda line: None)
+    check_promise(recall, calibration, mode)
     _check_finite(model)
     arguments = split(model, example_inputs)
     with evaluation_copy(model) as (module, call), staging(path) as stage:
@@ -93,12 +115,23 @@ def export(
         save(onnx_model, before, external_above)
         say("replacing the output layer")
         report, heads = _rewrite(onnx_model, model, top_k, min_outputs, node)
+        tables = [Tables(lsh)] if lsh is not None else _trained_tables(model)
+        choices, calls = {}, []
+        if recall is not None:
+            inputs = _calibration(model, calibration, names[0])
+            calls = calls_of(before.path, inputs, batch)
+            promise = Promise(recall, calls, guard, seed, mode, tables)
+            choices = keep(onnx_model, heads, promise, stage.path.parent, report, say)
+        elif mode in MODES[1:]:
+            tables = tables or [Tables(LSH())]
+            set_mode(onnx_model, heads, str(mode), tables, seed, report)
         reference = Reference([], before.path)
         if verify or measure:
             cases = _cases(call, arguments, varying(program), names, heads, top_k, report)
             reference = Reference(cases, before.path)
         size = sum(f.stat().st_size for f in (before.path, before.data) if f.exists())
-        plan = Plan(onnx_model, report, heads, top_k, size, external_above, before.path)
+        reference.calls = calls[:MOST_TIMED]
+        plan = Plan(onnx_model, report, heads, top_k, size, external_above, before.path, choices)
         measure = measure and bool(heads)
         return finish(plan, stage, reference, verify=verify, measure=measure, say=say)
 
@@ -152,11 +185,31 @@ def _rewrite(
 
 def _sparse_weights(model: nn.Module | ExportedProgram) -> list[np.ndarray]:
     """Return the weights of the model's sparse output layers."""
+    return [_rows(layer) for layer in _sparse_layers(model)]
+
+
+def _rows(layer: Any) -> np.ndarray:
+    return layer.weight.detach().cpu().float().numpy()
+
+
+def _trained_tables(model: nn.Module | ExportedProgram) -> list[Tables]:
+    """Return the hash tables that the model's sparse output layers were trained with."""
+    return [Tables(layer.config, layer.draw, _rows(layer)) for layer in _sparse_layers(model)]
+
+
+def _calibration(model: nn.Module | ExportedProgram, given: Any, names: list[str]) -> Any:
+    """Return calibration inputs as arrays by the graph's input names, or the file of them."""
+    by_name = isinstance(given, Mapping) and set(given) == set(names)
+    if isinstance(given, str | Path) or by_name:
+        return given
+    return feeds_for(split(model, given), names)
+
+
+def _sparse_layers(model: nn.Module | ExportedProgram) -> list[Any]:
     lsh = sys.modules.get("qcompile.nn.lsh")
     if lsh is None or not isinstance(model, nn.Module):
         return []  # a model cannot hold a layer whose module was never imported
-    layers = [module for module in model.modules() if isinstance(module, lsh.LSHLinear)]
-    return [layer.weight.detach().cpu().numpy() for layer in layers]
+    return [module for module in model.modules() if isinstance(module, lsh.LSHLinear)]
 
 
 def _cases(

@@ -128,9 +128,21 @@ def check(path: Path) -> str | None:
     return None
 
 
-def describe(model: ir.Model, report: Report, choices: Mapping[str, Choice]) -> None:
-    """Set the metadata and the IR version of an exported model."""
-    approximate = [choice for choice in choices.values() if choice.index.mode != "exact"]
+def describe(
+    model: ir.Model, report: Report, choices: Mapping[str, Choice], modes: Mapping[str, str]
+) -> None:
+    """Set the metadata and the IR version of an exported model.
+
+    Args:
+        model: the model.
+        report: what the passes did.
+        choices: what calibration chose, by name of the layer.
+        modes: how each layer searches, by its name.
+    """
+    approximate = sorted({mode for mode in modes.values() if mode != "exact"})
+    recalls = [choice.recall.mean for choice in choices.values()]
+    measured = all(name in choices for name, mode in modes.items() if mode != "exact")
+    recall = str(min(recalls, default=1.0)) if measured else "not measured"
     rewritten = {
         "summary": report.summary(),
         "rewritten": [
@@ -143,8 +155,8 @@ def describe(model: ir.Model, report: Report, choices: Mapping[str, Choice]) -> 
         {
             "qcompile.version": qcompile.__version__,
             "qcompile.report": json.dumps(rewritten, ensure_ascii=False),
-            "qcompile.mode": ", ".join(sorted({c.index.mode for c in approximate})) or "exact",
-            "qcompile.recall": str(min((c.recall.mean for c in approximate), default=1.0)),
+            "qcompile.mode": ", ".join(approximate) or "exact",
+            "qcompile.recall": recall,
             "qcompile.recall.meaning": _MEASURED if approximate else _RECALL_MEANING,
         }
     )

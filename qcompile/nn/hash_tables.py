@@ -74,7 +74,7 @@ class HashTables:
         if self._due or (falls_due and c.spread <= 1):
             self._build(weight)
         elif falls_due:
-            self._core.begin(self._slices(), self._builds, self._draw())
+            self._core.begin(self._slices(), self._builds, self.draw)
             self._builds += 1
             self._seconds = 0.0
         if self._core.building:
@@ -136,8 +136,9 @@ class HashTables:
     def _slices(self) -> int:
         return min(self._config.spread, self._next - self.steps, _MOST_SLICES)
 
-    def _draw(self) -> int:
-        """Return the number of the draw of hash functions."""
+    @property
+    def draw(self) -> int:
+        """The number of the draw of hash functions."""
         return self.rehashes // self._config.renew if self._config.renew else 0
 
     def _build(self, weight: Tensor) -> None:
@@ -154,7 +155,7 @@ class HashTables:
                 incremental=c.incremental,
             )
         start = time.perf_counter()
-        self._core.build(weight, self._builds, torch.get_num_threads(), self._draw())
+        self._core.build(weight, self._builds, torch.get_num_threads(), self.draw)
         self._seconds = time.perf_counter() - start
         self._builds += 1
         self._due = False

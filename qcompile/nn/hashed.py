@@ -53,6 +53,11 @@ class Hashed(nn.Module):
         """Times that the schedule has rebuilt the tables."""
         return self._tables.rehashes
 
+    @property
+    def draw(self) -> int:
+        """Which hash functions of the seed the tables have by now; see ``config.renew``."""
+        return self._tables.draw
+
     def occupancy(self) -> TableReport:
         """Describe the hash tables and what the latest training step found in them.
 

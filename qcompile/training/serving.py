@@ -38,7 +38,8 @@ class ServedClassifier(nn.Module):
             "bias", None if trained.bias is None else _parameter(trained.bias)
         )
         # Of this class the export knows that it is an output layer, however small.
-        self.output = LSHLinear.from_linear(output)
+        self.output = LSHLinear.from_linear(output, trained.config)
+        self.output.set_extra_state(trained.get_extra_state())
 
     def forward(self, feature_ids: Tensor, feature_values: Tensor) -> Tensor:
         """Return all scores [B, N].

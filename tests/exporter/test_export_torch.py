@@ -16,6 +16,7 @@ import qcompile
 from qcompile.errors import DataError, ExportError, TraceError
 from qcompile.exporter import export
 from qcompile.nn.lsh import LSHLinear
+from qcompile.runtime.index import build_lsh
 
 
 class Classifier(nn.Module):
@@ -304,3 +305,49 @@ def test_a_parameter_that_is_not_finite(tmp_path, value, program):
     with pytest.raises(ExportError, match=r"parameter '1\.weight' .* NaN or infinity"):
         qcompile.export(source, tmp_path / "model.onnx", inputs)
     assert not list(tmp_path.iterdir())
+
+
+class Sparse(nn.Module):
+    """A layer with trained hash tables, behind one of its own."""
+
+    def __init__(self, config: qcompile.LSH) -> None:
+        super().__init__()
+        self.front = nn.Linear(6, 20)
+        self.head = LSHLinear(20, 700, config=config)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        return self.head(torch.relu(self.front(x)), target)
+
+
+def test_the_tables_of_a_trained_layer_serve_it(path):
+    config = qcompile.LSH(family="dwta", tables=7, hashes=2, rehash=1, renew=1, negatives=8, seed=3)
+    model = Sparse(config)
+    for _ in range(3):
+        model(torch.randn(4, 6), torch.randint(700, (4,))).loss.backward()
+    x = torch.randn(30, 6)
+    result = export(model.eval(), path, (x,), top_k=3, mode="lsh", measure=False)
+    node = next(n for n in onnx.load(path).graph.node if n.op_type == "LinearTopK")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert (attributes["family"], attributes["tables"], attributes["hashes"]) == (b"dwta", 7, 2)
+    assert model.head.draw > 0
+    weight = model.head.weight.detach().numpy()
+    tables = {"family": "dwta", "tables": 7, "hashes": 2, "bucket": config.bucket, "seed": 3}
+    index = build_lsh(weight, **tables, draw=model.head.draw)
+    assert attributes["seed"] == index.attributes["seed"]
+    assert result.heads[0].mode == "lsh"
+    scores, ids = run(path, x)
+    expected = model(x).detach().numpy()
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, ids, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_promise_for_a_torch_model(path, monkeypatch):
+    monkeypatch.setattr("qcompile.calibration.search._WORTH", float("inf"))
+    model = Sparse(qcompile.LSH(tables=7, hashes=2)).eval()
+    x = torch.randn(600, 6)
+    result = export(model, path, (x[:3],), top_k=2, recall=0.8, calibration=(x,), measure=False)
+    (choice,) = result.choices.values()
+    assert choice.index.mode in ("cells", "lsh")
+    assert choice.recall.mean >= 0.8
+    by_name = {"x": x.numpy()}
+    result = export(model, path, (x[:3],), top_k=2, recall=1.0, calibration=by_name, measure=False)
+    assert [c.index.mode for c in result.choices.values()] == ["exact"]

@@ -115,3 +115,33 @@ def test_what_cannot_be_calibrated_leaves_nothing(source, files, keywords, error
     with pytest.raises(error, match=message):
         export_onnx(source, top_k=2, measure=False, **keywords)
     assert files() == ["model.onnx"]
+
+
+@pytest.mark.parametrize("mode", ["cells", "lsh"])
+def test_a_mode_without_a_promise(source, mode):
+    result = export_onnx(source, top_k=3, mode=mode, measure=False)
+    assert "not measured" in " ".join(result.report.notes)
+    metadata = {p.key: p.value for p in onnx.load(result.path).metadata_props}
+    assert (metadata["qcompile.mode"], metadata["qcompile.recall"]) == (mode, "not measured")
+    fresh = inputs(2)
+    full = answers(source, fresh, plugin=False)[0]
+    scores, ids = answers(result.path, fresh, plugin=True)
+    np.testing.assert_allclose(scores, np.take_along_axis(full, ids, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_hash_tables_that_keep_a_promise(source, monkeypatch):
+    monkeypatch.setattr("qcompile.calibration.search._WORTH", float("inf"))
+    tables = qcompile.LSH(family="simhash", tables=30, hashes=6, bucket=CLASSES)
+    result = export_onnx(
+        source, top_k=2, recall=0.8, calibration={"h": inputs(1)}, mode="lsh", lsh=tables,
+        measure=False,
+    )  # fmt: skip
+    (choice,) = result.choices.values()
+    assert choice.index.mode == "lsh"
+    assert choice.recall.bound >= 0.8
+    assert choice.index.attributes["tables"] == 30
+
+
+def test_modes_that_there_are_not(source):
+    with pytest.raises(ConfigurationError, match="Known: exact, cells, lsh"):
+        export_onnx(source, top_k=1, mode="shells")

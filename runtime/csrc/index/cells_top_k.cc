@@ -18,17 +18,6 @@ namespace {
 constexpr int64_t kListed = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Ranked {
-  float score;
-  int32_t row;
-};
-
-bool before(const Ranked& a, const Ranked& b) {
-  if (std::isnan(a.score) != std::isnan(b.score)) return std::isnan(a.score);
-  if (a.score != b.score && !std::isnan(a.score)) return a.score > b.score;
-  return a.row < b.row;
-}
-
 struct alignas(64) Line {
   uint8_t bytes[64];
 };
@@ -143,19 +132,11 @@ class Search {
     for (uint64_t key : w_.best.finish()) {
       const int32_t row = index_.id(place_of(key));
       if (row < 0) continue;
-      const char* begin = reinterpret_cast<const char*>(dense.weight + row * dense.depth);
-      for (size_t at = 0; at < dense.depth * sizeof(float); at += 64)
-        __builtin_prefetch(begin + at);
+      prefetch_row(dense, row);
       w_.ranked.push_back({0, row});
     }
     if (std::ssize(w_.ranked) < search_.k) return false;
-    const ScoreKernel score = score_kernel(isa_);
-    for (Ranked& each : w_.ranked) each.score = score(dense, each.row, w_.x.data());
-    std::partial_sort(w_.ranked.begin(), w_.ranked.begin() + search_.k, w_.ranked.end(), before);
-    for (int64_t i = 0; i < search_.k; ++i) {
-      scores[i] = w_.ranked[static_cast<size_t>(i)].score;
-      ids[i] = w_.ranked[static_cast<size_t>(i)].row;
-    }
+    write_best(dense, w_.x.data(), w_.ranked, search_.k, scores, ids, isa_);
     return true;
   }
 

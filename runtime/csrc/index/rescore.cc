@@ -1,5 +1,7 @@
 #include "index/rescore.h"
 
+#include <algorithm>
+
 namespace qcompile {
 namespace {
 
@@ -36,6 +38,17 @@ QC_AVX512 float score_avx512(const Dense& dense, int64_t row, const double* x) {
 ScoreKernel score_kernel(Isa isa) {
   if (isa == Isa::kScalar) return score_scalar;
   return isa == Isa::kAvx2 ? score_avx2 : score_avx512;
+}
+
+void write_best(const Dense& dense, const double* x, std::vector<Ranked>& rows, int64_t k,
+                float* scores, int64_t* ids, Isa isa) {
+  const ScoreKernel score = score_kernel(isa);
+  for (Ranked& each : rows) each.score = score(dense, each.row, x);
+  std::partial_sort(rows.begin(), rows.begin() + k, rows.end(), before);
+  for (int64_t i = 0; i < k; ++i) {
+    scores[i] = rows[static_cast<size_t>(i)].score;
+    ids[i] = rows[static_cast<size_t>(i)].row;
+  }
 }
 
 }  // namespace qcompile

@@ -1,11 +1,49 @@
 #include "lsh/bin_kernels.h"
 
+#include <cstring>
+#include <limits>
+
 #include "core/intrinsics.h"
 #include "core/lanes.h"
 #include "lsh/bins.h"
 
 namespace qcompile {
 namespace {
+
+QC_INLINE void rank_bins(const float* columns, const uint32_t* starts, int64_t count,
+                         const RankedCodes& ranked) {
+  const Lanes infinity = all_lanes(std::numeric_limits<float>::infinity());
+  for (int64_t bin = 0; bin < count; ++bin) {
+    const uint32_t* start = starts + bin * kBin;
+    const Lanes zeroth = load_lanes(columns + start[0]), first = load_lanes(columns + start[1]);
+    LaneInts place = (first > zeroth) & 1, second_place = place ^ 1;
+    Lanes best = first > zeroth ? first : zeroth, second = first > zeroth ? zeroth : first;
+    for (int i = 2; i < kBin; ++i) {
+      const Lanes value = load_lanes(columns + start[i]);
+      const LaneInts here = LaneInts{} + i, wins = value > best, follows = value > second;
+      second_place = wins ? place : (follows ? here : second_place);
+      second = wins ? best : (follows ? value : second);
+      place = wins ? here : place;
+      best = wins ? value : best;
+    }
+    const Lanes lead = best - second;
+    store_lanes(ranked.leads + bin * kLanes, lead >= 0.0f ? lead : infinity);
+    std::memcpy(ranked.codes + bin * kLanes, &place, sizeof place);
+    std::memcpy(ranked.seconds + bin * kLanes, &second_place, sizeof second_place);
+  }
+}
+void rank_scalar(const float* columns, const uint32_t* starts, int64_t count,
+                 const RankedCodes& ranked) {
+  rank_bins(columns, starts, count, ranked);
+}
+QC_AVX2 void rank_avx2(const float* columns, const uint32_t* starts, int64_t count,
+                       const RankedCodes& ranked) {
+  rank_bins(columns, starts, count, ranked);
+}
+QC_AVX512 void rank_avx512(const float* columns, const uint32_t* starts, int64_t count,
+                           const RankedCodes& ranked) {
+  rank_bins(columns, starts, count, ranked);
+}
 
 void winners_scalar(const float* columns, const uint32_t* starts, int64_t count, int32_t* codes) {
   for (int64_t bin = 0; bin < count; ++bin) {
@@ -124,9 +162,9 @@ QC_AVX512 bool any_zero_avx512(const float* columns, int64_t dimension) {
   return zeros != 0;
 }
 
-constexpr BinKernels kScalar = {winners_scalar, find_empty_scalar, any_zero_scalar};
-constexpr BinKernels kAvx2 = {winners_avx2, find_empty_avx2, any_zero_avx2};
-constexpr BinKernels kAvx512 = {winners_avx512, find_empty_avx512, any_zero_avx512};
+constexpr BinKernels kScalar = {winners_scalar, rank_scalar, find_empty_scalar, any_zero_scalar};
+constexpr BinKernels kAvx2 = {winners_avx2, rank_avx2, find_empty_avx2, any_zero_avx2};
+constexpr BinKernels kAvx512 = {winners_avx512, rank_avx512, find_empty_avx512, any_zero_avx512};
 
 }  // namespace
 

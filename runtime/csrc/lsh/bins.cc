@@ -45,12 +45,27 @@ void Bins::winners(const float* columns, int64_t begin, int64_t end, int32_t* co
   bin_kernels(isa).winners(columns, starts_.data() + begin * kBin, end - begin, codes);
 }
 
+void Bins::rank(const float* columns, const RankedCodes& ranked, Isa isa) const {
+  bin_kernels(isa).rank(columns, starts_.data(), count(), ranked);
+}
+
 void Bins::find_empty(const float* columns, uint32_t* empty, Isa isa) const {
   bin_kernels(isa).find_empty(columns, starts_.data(), count(), empty);
 }
 
 bool any_zero(const float* columns, int64_t dimension, Isa isa) {
   return bin_kernels(isa).any_zero(columns, dimension);
+}
+
+template <typename Serve>
+void Densifier::borrow(int64_t bin, const uint32_t* empty, int64_t bins, uint32_t lanes,
+                       Serve serve) const {
+  for (int probe = 0; probe < kProbes && lanes != 0; ++probe) {
+    const uint64_t bits = random_bits(seed_, kBorrowStream + bin, probe);
+    const int64_t lender = static_cast<int64_t>(below(bits, bins));
+    serve(lender, lanes & ~empty[lender]);
+    lanes &= empty[lender];
+  }
 }
 
 void Densifier::winners(const Bins& bins, const float* columns, int64_t begin, int64_t end,
@@ -68,20 +83,32 @@ void Densifier::winners(const Bins& bins, const float* columns, int64_t begin, i
     // All places of an empty bin are equal, so its code is 0 already.
     const uint32_t lanes = empty[bin] & ~nothing;
     if (lanes == 0) continue;
-    borrow(bin, empty.data(), bins.count(), lanes, all.data(), codes + (bin - begin) * kLanes);
+    borrow(bin, empty.data(), bins.count(), lanes, [&](int64_t lender, uint32_t served) {
+      for (; served != 0; served &= served - 1) {
+        const int lane = std::countr_zero(served);
+        codes[(bin - begin) * kLanes + lane] = all[lender * kLanes + lane];
+      }
+    });
   }
 }
 
-void Densifier::borrow(int64_t bin, const uint32_t* empty, int64_t bins, uint32_t lanes,
-                       const int32_t* all, int32_t* codes) const {
-  for (int probe = 0; probe < kProbes && lanes != 0; ++probe) {
-    const uint64_t bits = random_bits(seed_, kBorrowStream + bin, probe);
-    const int64_t lender = static_cast<int64_t>(below(bits, bins));
-    for (uint32_t served = lanes & ~empty[lender]; served != 0; served &= served - 1) {
-      const int lane = std::countr_zero(served);
-      codes[lane] = all[lender * kLanes + lane];
-    }
-    lanes &= empty[lender];
+void Densifier::rank(const Bins& bins, const float* columns, const RankedCodes& ranked,
+                     Isa isa) const {
+  bins.rank(columns, ranked, isa);
+  std::vector<uint32_t> empty(bins.count());
+  bins.find_empty(columns, empty.data(), isa);
+  for (int64_t bin = 0; bin < bins.count(); ++bin) {
+    if (empty[bin] == 0) continue;
+    // Lenders are not empty, so what they lend is their own.
+    borrow(bin, empty.data(), bins.count(), empty[bin], [&](int64_t lender, uint32_t served) {
+      for (; served != 0; served &= served - 1) {
+        const int lane = std::countr_zero(served);
+        const int64_t to = bin * kLanes + lane, from = lender * kLanes + lane;
+        ranked.codes[to] = ranked.codes[from];
+        ranked.seconds[to] = ranked.seconds[from];
+        ranked.leads[to] = ranked.leads[from];
+      }
+    });
   }
 }
 

@@ -55,12 +55,23 @@ Doph::Doph(int64_t dimension, int64_t functions, uint64_t seed)
       bins_(Bins::consecutive(dimension, functions, seed)),
       densifier_(seed) {}
 
-void Doph::codes(const float* columns, int64_t begin, int64_t end, int32_t* codes, Isa isa) const {
+std::vector<float> Doph::top_set(const float* columns, Isa isa) const {
   const auto mark = isa >= Isa::kAvx512 ? mark_avx512 : isa == Isa::kAvx2 ? mark_avx2 : mark_scalar;
   std::vector<float> members(dimension() * kLanes);
   mark(columns, dimension(), top_values(dimension()), members.data());
+  return members;
+}
+
+void Doph::codes(const float* columns, int64_t begin, int64_t end, int32_t* codes, Isa isa) const {
+  const std::vector<float> members = top_set(columns, isa);
   // The first member of a bin is the first of its largest values.
   densifier_.winners(bins_, members.data(), begin, end, codes, isa);
+}
+
+// The code that comes second is the second member of a bin, with no lead over it, or a place that
+// is none, with a lead of one.
+void Doph::rank(const float* columns, const RankedCodes& ranked, Isa isa) const {
+  densifier_.rank(bins_, top_set(columns, isa).data(), ranked, isa);
 }
 
 }  // namespace qcompile

@@ -16,4 +16,8 @@ void Dwta::codes(const float* columns, int64_t begin, int64_t end, int32_t* code
   }
 }
 
+void Dwta::rank(const float* columns, const RankedCodes& ranked, Isa isa) const {
+  densifier_.rank(bins_, columns, ranked, isa);
+}
+
 }  // namespace qcompile

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "core/isa.h"
@@ -28,6 +29,9 @@ class HashFamily {
   virtual void codes(const float* columns, int64_t begin, int64_t end, int32_t* codes,
                      Isa isa) const = 0;
 
+  // The same codes of all functions, with those that come second.
+  virtual void rank(const float* columns, const RankedCodes& ranked, Isa isa) const = 0;
+
  private:
   int64_t dimension_;
   int64_t functions_;
@@ -44,6 +48,7 @@ class SimHash final : public HashFamily {
   int bits() const override { return kBits; }
   void codes(const float* columns, int64_t begin, int64_t end, int32_t* codes,
              Isa isa) const override;
+  void rank(const float* columns, const RankedCodes& ranked, Isa isa) const override;
 
  private:
   int64_t terms_;                    // coordinates of one function
@@ -60,6 +65,7 @@ class Wta final : public HashFamily {
   int bits() const override { return kBinBits; }
   void codes(const float* columns, int64_t begin, int64_t end, int32_t* codes,
              Isa isa) const override;
+  void rank(const float* columns, const RankedCodes& ranked, Isa isa) const override;
 
  private:
   Bins bins_;
@@ -74,6 +80,7 @@ class Dwta final : public HashFamily {
   int bits() const override { return kBinBits; }
   void codes(const float* columns, int64_t begin, int64_t end, int32_t* codes,
              Isa isa) const override;
+  void rank(const float* columns, const RankedCodes& ranked, Isa isa) const override;
 
  private:
   Bins bins_;
@@ -95,8 +102,11 @@ class Doph final : public HashFamily {
   bool indivisible() const override { return true; }
   void codes(const float* columns, int64_t begin, int64_t end, int32_t* codes,
              Isa isa) const override;
+  void rank(const float* columns, const RankedCodes& ranked, Isa isa) const override;
 
  private:
+  std::vector<float> top_set(const float* columns, Isa isa) const;
+
   Bins bins_;
   Densifier densifier_;
 };
@@ -105,6 +115,9 @@ enum class FamilyName { kSimHash, kWta, kDwta, kDoph };
 
 // The bits of one code.
 int code_bits(FamilyName name);
+
+// "simhash", "wta", "dwta" or "doph"; throws std::invalid_argument for anything else.
+FamilyName parse_family(std::string_view name);
 
 std::unique_ptr<HashFamily> make_family(FamilyName name, int64_t dimension, int64_t functions,
                                         uint64_t seed);

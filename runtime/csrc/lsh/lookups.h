@@ -13,6 +13,30 @@ struct CollisionCounts {
   std::vector<uint16_t> counts;  // [rows], all zero between queries
   std::vector<uint32_t> seen;
   std::vector<size_t> at;
+
+  // Appends the `room` rows that were seen most often to `list`, the first seen of equals; none was
+  // seen more than `most` times.
+  void take_most_frequent(int64_t most, size_t room, std::vector<uint32_t>& list) {
+    at.assign(most + 1, 0);  // how many rows were seen that often
+    for (uint32_t row : seen) ++at[counts[row]];
+    // The smallest count that still fits whole; of the count below it the first ones fit.
+    size_t least = at.size();
+    while (least > 1 && at[least - 1] <= room) room -= at[--least];
+    for (uint32_t row : seen) {
+      const size_t count = counts[row];
+      if (count >= least) {
+        list.push_back(row);
+      } else if (count + 1 == least && room > 0) {
+        list.push_back(row);
+        --room;
+      }
+    }
+  }
+  // Forgets what was seen.
+  void clear() {
+    for (uint32_t row : seen) counts[row] = 0;
+    seen.clear();
+  }
 };
 
 struct LookupStatistics {

@@ -84,10 +84,27 @@ RowHasher::RowHasher(const HashOptions& options, uint64_t seed)
 
 void RowHasher::keys(const RowsView& rows, const int64_t* ids, int64_t count, int64_t begin,
                      int64_t end, uint32_t* keys, Workspace& workspace, Isa isa) const {
+  transpose(rows, ids, count, workspace, isa);
+  workspace.codes.resize((end - begin) * options_.hashes * kLanes);
+  family_->codes(workspace.columns.data(), begin * options_.hashes, end * options_.hashes,
+                 workspace.codes.data(), isa);
+  const Packing packing = {options_.hashes, family_->bits(), key_bits_};
+  const Pack kernel = isa >= Isa::kAvx512 ? (folds_ ? fold_avx512 : pack_avx512)
+                      : isa == Isa::kAvx2 ? (folds_ ? fold_avx2 : pack_avx2)
+                                          : (folds_ ? fold_scalar : pack_scalar);
+  kernel(workspace.codes.data(), end - begin, packing, keys);
+}
+
+void RowHasher::rank(const RowsView& rows, const int64_t* ids, int64_t count,
+                     const RankedCodes& ranked, Workspace& workspace, Isa isa) const {
+  transpose(rows, ids, count, workspace, isa);
+  family_->rank(workspace.columns.data(), ranked, isa);
+}
+
+void RowHasher::transpose(const RowsView& rows, const int64_t* ids, int64_t count,
+                          Workspace& workspace, Isa isa) const {
   const int64_t dimension = options_.dimension;
-  const int64_t functions = (end - begin) * options_.hashes;
   workspace.columns.resize(dimension * kLanes);
-  workspace.codes.resize(functions * kLanes);
   const float* source[kLanes];
   for (int64_t lane = 0; lane < count; ++lane) {
     if (rows.storage == Storage::kFloat32) {
@@ -100,13 +117,6 @@ void RowHasher::keys(const RowsView& rows, const int64_t* ids, int64_t count, in
   }
   std::fill(source + count, source + kLanes, source[count - 1]);
   transpose_rows(source, dimension, workspace.columns.data(), isa);
-  family_->codes(workspace.columns.data(), begin * options_.hashes, end * options_.hashes,
-                 workspace.codes.data(), isa);
-  const Packing packing = {options_.hashes, family_->bits(), key_bits_};
-  const Pack kernel = isa >= Isa::kAvx512 ? (folds_ ? fold_avx512 : pack_avx512)
-                      : isa == Isa::kAvx2 ? (folds_ ? fold_avx2 : pack_avx2)
-                                          : (folds_ ? fold_scalar : pack_scalar);
-  kernel(workspace.codes.data(), end - begin, packing, keys);
 }
 
 }  // namespace qcompile

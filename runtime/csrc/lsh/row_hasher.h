@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/random.h"
 #include "lsh/family.h"
 #include "train/storage.h"
 
@@ -36,6 +37,12 @@ class RowHasher {
   RowHasher(const HashOptions& options, uint64_t seed);
 
   int key_bits() const { return key_bits_; }
+  int code_bits() const { return family_->bits(); }
+  bool folds() const { return folds_; }
+  // The key of a table's codes, packed with the first in the highest bits.
+  uint32_t key(uint64_t codes) const {
+    return static_cast<uint32_t>(folds_ ? mix_bits(codes) >> (64 - key_bits_) : codes);
+  }
   bool indivisible() const { return family_->indivisible(); }
 
   // keys [end - begin, kLanes] of tables begin … end for rows ids[0 … count), 0 < count <= kLanes;
@@ -43,7 +50,14 @@ class RowHasher {
   void keys(const RowsView& rows, const int64_t* ids, int64_t count, int64_t begin, int64_t end,
             uint32_t* keys, Workspace& workspace, Isa isa) const;
 
+  // Codes of all functions, with those that come second, for rows ids[0 … count).
+  void rank(const RowsView& rows, const int64_t* ids, int64_t count, const RankedCodes& ranked,
+            Workspace& workspace, Isa isa) const;
+
  private:
+  void transpose(const RowsView& rows, const int64_t* ids, int64_t count, Workspace& workspace,
+                 Isa isa) const;
+
   HashOptions options_;
   int key_bits_;
   bool folds_;

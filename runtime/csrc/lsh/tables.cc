@@ -46,14 +46,17 @@ LshTables::LshTables(const TableOptions& options)
   front_.hasher = make_hasher(0);
 }
 
+uint64_t LshTables::seed_of(uint64_t draw) const {
+  return draw == 0 ? options_.seed : random_bits(options_.seed ^ kDrawSeed, draw, 0);
+}
+
 std::shared_ptr<const RowHasher> LshTables::make_hasher(uint64_t draw) const {
-  const uint64_t seed = draw == 0 ? options_.seed : random_bits(options_.seed ^ kDrawSeed, draw, 0);
   return std::make_shared<const RowHasher>(HashOptions{.family = options_.family,
                                                        .dimension = options_.dimension,
                                                        .rows = options_.rows,
                                                        .tables = options_.tables,
                                                        .hashes = options_.hashes},
-                                           seed);
+                                           seed_of(draw));
 }
 
 std::vector<uint32_t> LshTables::keys(const float* vectors, int64_t count, const Executor& executor,

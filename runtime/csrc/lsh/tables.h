@@ -54,6 +54,8 @@ class LshTables {
   explicit LshTables(const TableOptions& options);
 
   const TableOptions& options() const { return options_; }
+  // The seed of the hash functions of the present tables.
+  uint64_t hash_seed() const { return seed_of(front_.draw); }
   int key_bits() const { return front_.hasher->key_bits(); }
 
   // Keys of vectors [count, dimension], as [tables, count].
@@ -97,6 +99,7 @@ class LshTables {
     std::vector<BucketTable> tables;
   };
 
+  uint64_t seed_of(uint64_t draw) const;
   std::shared_ptr<const RowHasher> make_hasher(uint64_t draw) const;
   void keep_keys(uint64_t draw);
   int64_t hash(const Set& set, const RowsView& rows, int64_t begin, int64_t end,

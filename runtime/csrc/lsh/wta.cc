@@ -9,4 +9,8 @@ void Wta::codes(const float* columns, int64_t begin, int64_t end, int32_t* codes
   bins_.winners(columns, begin, end, codes, isa);
 }
 
+void Wta::rank(const float* columns, const RankedCodes& ranked, Isa isa) const {
+  bins_.rank(columns, ranked, isa);
+}
+
 }  // namespace qcompile

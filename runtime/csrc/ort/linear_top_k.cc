@@ -29,16 +29,17 @@ struct Mode {
   size_t inputs;  // that a node of this mode has
   size_t head;    // of these, those of which the kernel makes its head
 };
-constexpr Mode kModes[] = {{"exact", kPackedInputs, kPackedInputs},
-                           {"cells", kInputs, kDenseInputs}};
+constexpr Mode kExact{"exact", kPackedInputs, kPackedInputs};
+constexpr Mode kCells{"cells", kInputs, kDenseInputs};
+constexpr Mode kLsh{"lsh", kRowIds + 1, kPackedInputs};
 
 // What a mode that is not known counts as until the constructor refuses it.
 constexpr Mode kUnknown{"", kDenseInputs, kDenseInputs};
 
 const Mode& mode_of(const NodeInfo& info) {
-  const std::string name = info.string_attribute("mode", kModes[0].name);
-  for (const Mode& mode : kModes) {
-    if (name == mode.name) return mode;
+  const std::string name = info.string_attribute("mode", kExact.name);
+  for (const Mode* mode : {&kExact, &kCells, &kLsh}) {
+    if (name == mode->name) return *mode;
   }
   return kUnknown;
 }
@@ -51,8 +52,8 @@ const Signature LinearTopK::signature{"LinearTopK",  kInputTypes,  kInputs,
 LinearTopK::LinearTopK(const NodeInfo& info)
     : HeadKernel(info, signature.name, mode_of(info).head) {
   const Mode& mode = mode_of(info);
-  const std::string name = info.string_attribute("mode", kModes[0].name);
-  if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact or cells");
+  const std::string name = info.string_attribute("mode", kExact.name);
+  if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact, cells or lsh");
   if (info.inputs() != mode.inputs) {
     reject(std::to_string(info.inputs()) + " inputs, expected " + std::to_string(mode.inputs) +
            " in mode " + name);
@@ -74,7 +75,40 @@ LinearTopK::LinearTopK(const NodeInfo& info)
              .rescore = count("rescore", 32),
              .spread = factor("spread"),
              .guard = factor("guard")};
-  if (mode.inputs == kInputs) read_cells(info);
+  if (&mode == &kCells) read_cells(info);
+  if (&mode == &kLsh) read_tables(info);
+}
+
+void LinearTopK::read_tables(const NodeInfo& info) {
+  if (search_.probes > HashedSearch::kMostProbes) {
+    reject("attribute probes is " + std::to_string(search_.probes) + ", expected at most " +
+           std::to_string(HashedSearch::kMostProbes) + " in mode lsh");
+  }
+  Tensor offsets, row_ids;
+  const bool constant = info.constant(kOffsets, offsets) && info.constant(kRowIds, row_ids);
+  if (!constant || head() == nullptr) return;
+  const auto list = [&](const char* name, const Tensor& tensor, int type) {
+    const std::vector<int64_t>& dims = tensor.shape.dims;
+    require(name, tensor, type, {dims.size() == 1 ? dims[0] : 1});
+    return dims[0];
+  };
+  const int64_t offset_count = list("offsets", offsets, kUInt32);
+  const int64_t row_id_count = list("row_ids", row_ids, kInt32);
+  try {
+    hashed_ = std::make_unique<HashedRows>(
+        *head(),
+        HashedArrays{.family = parse_family(info.string_attribute("family", "dwta")),
+                     .tables = info.attribute("tables", 1),
+                     .hashes = info.attribute("hashes", 1),
+                     .seed = static_cast<uint64_t>(info.attribute("seed", 0)),
+                     .offsets = offsets.as<uint32_t>(),
+                     .offset_count = offset_count,
+                     .row_ids = row_ids.as<int32_t>(),
+                     .row_id_count = row_id_count},
+        SerialExecutor());
+  } catch (const std::invalid_argument& error) {
+    reject(error.what());
+  }
 }
 
 void LinearTopK::read_cells(const NodeInfo& info) {
@@ -141,6 +175,10 @@ void LinearTopK::compute(OrtKernelContext* context) const {
     auto* scores = static_cast<float*>(output(context, 0, shape, k));
     auto* ids = static_cast<int64_t*>(output(context, 1, shape, k));
     if (cells_) return cells_top_k(*cells_, search_, hidden, count, scores, ids, executor);
+    if (hashed_) {
+      const HashedSearch search{.k = k, .probes = search_.probes, .rescore = search_.rescore};
+      return hashed_top_k(*hashed_, search, hidden, count, scores, ids, executor);
+    }
     linear_top_k(head, hidden, count, k, scores, ids, executor);
   });
 }

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "index/cells.h"
+#include "index/hashed_rows.h"
 #include "ort/head_kernel.h"
 
 namespace qcompile::ort {
@@ -16,9 +17,12 @@ class LinearTopK : public HeadKernel {
 
  private:
   void read_cells(const NodeInfo& info);
+  void read_tables(const NodeInfo& info);
 
   CellSearch search_;
-  std::unique_ptr<const CellIndex> cells_;  // in mode cells, if all inputs are constant
+  // In the mode of the name, if all inputs are constant.
+  std::unique_ptr<const CellIndex> cells_;
+  std::unique_ptr<const HashedRows> hashed_;
 };
 
 }  // namespace qcompile::ort

@@ -5,23 +5,13 @@
 
 #include "index/build_cells.h"
 #include "index/cells.h"
-#include "python/arrays.h"
+#include "python/layer.h"
 #include "python/module.h"
 
 namespace nb = nanobind;
 
 namespace qcompile {
 namespace {
-
-Isa choose(const std::string& isa) { return isa == "auto" ? best_matrix_isa() : parse_isa(isa); }
-
-Dense dense_from(const ArrayIn<float>& weight, const ArrayIn<float>& bias) {
-  require_shape("weight", weight, {-1, -1});
-  if (weight.size() == 0) raise_data_error("weight: expected a non-empty matrix [N, d]");
-  const auto rows = static_cast<int64_t>(weight.shape(0));
-  require_shape("bias", bias, {rows});
-  return {weight.data(), bias.data(), rows, static_cast<int64_t>(weight.shape(1))};
-}
 
 nb::dict build(ArrayIn<float> weight, ArrayIn<float> bias, int64_t cells, uint64_t seed,
                int threads, const nb::object& progress, const std::string& isa) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "index/hashed_rows.h"
 #include "lsh/tables.h"
 #include "python/arrays.h"
 #include "python/module.h"
@@ -24,14 +25,6 @@ T choice(const char* what, const std::string& name,
   throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "'; known: " + names);
 }
 
-FamilyName family_from(const std::string& name) {
-  return choice<FamilyName, 4>("hash family", name,
-                               {{{"simhash", FamilyName::kSimHash},
-                                 {"wta", FamilyName::kWta},
-                                 {"dwta", FamilyName::kDwta},
-                                 {"doph", FamilyName::kDoph}}});
-}
-
 Policy policy_from(const std::string& name) {
   return choice<Policy, 2>("bucket policy", name,
                            {{{"fifo", Policy::kFifo}, {"reservoir", Policy::kReservoir}}});
@@ -41,7 +34,7 @@ LshTables make_tables(int64_t dimension, int64_t rows, const std::string& family
                       int64_t hashes, int64_t bucket, const std::string& policy, uint64_t seed,
                       bool incremental) {
   return without_gil([&] {
-    return LshTables({.family = family_from(family),
+    return LshTables({.family = parse_family(family),
                       .dimension = dimension,
                       .rows = rows,
                       .tables = tables,
@@ -93,6 +86,12 @@ ArrayOut<uint32_t> bucket(const LshTables& tables, int64_t table, int64_t key) {
   return to_array(std::vector<uint32_t>(rows.begin(), rows.end()));
 }
 
+nb::tuple arrays(const LshTables& tables) {
+  if (!tables.built()) raise_data_error("the hash tables are empty: call build first");
+  TableArrays found = without_gil([&] { return to_arrays(tables); });
+  return nb::make_tuple(to_array(std::move(found.offsets)), to_array(std::move(found.row_ids)));
+}
+
 nb::dict occupancy(const LshTables& tables) {
   Occupancy found = without_gil([&] { return tables.occupancy(); });
   nb::dict result;
@@ -132,6 +131,7 @@ void bind_lsh(nb::module_& module) {
           nb::arg("hashes"), nb::arg("bucket"), nb::arg("policy"), nb::arg("seed"),
           nb::arg("incremental") = false)
       .def_prop_ro("key_bits", &LshTables::key_bits, "Bits of a key after folding.")
+      .def_prop_ro("hash_seed", &LshTables::hash_seed, "Seed of the present hash functions.")
       .def_prop_ro("built", &LshTables::built, "Whether the tables can be looked up.")
       .def_prop_ro("building", &LshTables::building, "Whether a build in slices is under way.")
       .def_prop_ro("hashed_rows", &LshTables::hashed_rows,
@@ -145,6 +145,8 @@ void bind_lsh(nb::module_& module) {
            "Begin to build other tables, which replace these after `slices` times advance.")
       .def("advance", &advance, nb::arg("matrix").noconvert(), nb::arg("threads") = 0,
            "Do one slice of the work; True if it was the last.")
+      .def("arrays", &arrays,
+           "All buckets: where each begins uint32 [L * 2^key_bits + 1], and their rows int32.")
       .def("bucket", &bucket, nb::arg("table"), nb::arg("key"), "Rows in one bucket.")
       .def("occupancy", &occupancy, "How full the buckets are, and the memory that is held.")
       .def("last_lookup", &last_lookup, "What the latest lookup of candidates found.");

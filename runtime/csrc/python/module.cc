@@ -6,6 +6,7 @@ NB_MODULE(_core, module) {
   nanobind::set_leak_warnings(false);
   qcompile::bind_cells(module);
   qcompile::bind_data(module);
+  qcompile::bind_hashed(module);
   qcompile::bind_index(module);
   qcompile::bind_lsh(module);
   qcompile::bind_optim(module);  // before what takes its classes as arguments

@@ -1,11 +1,10 @@
 // Search in cells on threads, and indexes from hostile files; answers are tested from Python.
 #include <algorithm>
-#include <cstring>
-#include <limits>
 
 #include "index/build_cells.h"
 #include "index/cells.h"
 #include "tests/index_testing.h"
+#include "tests/mutation.h"
 
 namespace qcompile {
 namespace {
@@ -73,25 +72,6 @@ void test_same_on_any_number_of_threads() {
       });
     }
     for (std::thread& caller : callers) caller.join();
-  }
-}
-
-template <typename T>
-void mutate(std::vector<T>& values, std::mt19937& random) {
-  auto* bytes = reinterpret_cast<unsigned char*>(values.data());
-  const size_t size = values.size() * sizeof(T);
-  switch (random() % 4) {
-    case 0:
-      bytes[random() % size] ^= static_cast<unsigned char>(1u << random() % 8);
-      break;
-    case 1:
-      std::memset(&values[random() % values.size()], random() % 2 ? 0xFF : 0x80, sizeof(T));
-      break;
-    case 2:
-      std::swap(values[random() % values.size()], values[random() % values.size()]);
-      break;
-    default:
-      values[random() % values.size()] = std::numeric_limits<T>::max();
   }
 }
 

@@ -64,24 +64,6 @@ class Probe {
   std::array<uint16_t, LshTables::kMaxTables> order_;
 };
 
-// Appends the `room` rows that were seen most often, the first seen of equals.
-void take_most_frequent(CollisionCounts& memory, int64_t tables, size_t room, List& list) {
-  memory.at.assign(tables + 1, 0);  // how many rows were seen that often
-  for (uint32_t row : memory.seen) ++memory.at[memory.counts[row]];
-  // The smallest count that still fits whole; of the count below it the first ones fit.
-  size_t least = memory.at.size();
-  while (least > 1 && memory.at[least - 1] <= room) room -= memory.at[--least];
-  for (uint32_t row : memory.seen) {
-    const size_t count = memory.counts[row];
-    if (count >= least) {
-      list.push_back(row);
-    } else if (count + 1 == least && room > 0) {
-      list.push_back(row);
-      --room;
-    }
-  }
-}
-
 // Returns how many entries of buckets were read.
 int64_t sample(const Probe& probe, const SampleOptions& options, int64_t tables, size_t room,
                CollisionCounts& memory, List& list) {
@@ -93,7 +75,7 @@ int64_t sample(const Probe& probe, const SampleOptions& options, int64_t tables,
   switch (options.sampling) {
     case Sampling::kTopK: {
       const int64_t read = probe.each([&](uint32_t row) { return see(row), true; });
-      take_most_frequent(memory, tables, room, list);
+      memory.take_most_frequent(tables, room, list);
       return read;
     }
     case Sampling::kVanilla:
@@ -146,8 +128,7 @@ void add_candidates(const LshTables& tables, const float* hidden, const SampleOp
                         random_bits(options.seed ^ kOrderSeed, options.step, e));
       read[e] = sample(probe, options, count, options.active - given, *memory, list);
       for (size_t i = 0; i < given; ++i) memory->counts[list[i]] = 0;
-      for (uint32_t row : memory->seen) memory->counts[row] = 0;
-      memory->seen.clear();
+      memory->clear();
     }
     tables.lookups().give(std::move(memory));
   });
