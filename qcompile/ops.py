@@ -66,7 +66,7 @@ _CELL_INPUTS = (
     "centroids",  # int8 [ceil(C/16), ceil(d/4), 16, 4], the cells' mean rows, as packed
     "centroid_scale",  # float [C]
     "cell_bias",  # float [C], what the biases of a cell add to its score
-    "cell_spread",  # float [C], how far a cell's scores spread for a hidden vector of norm 1
+    "cell_spread",  # float [C], how far its scores spread for a vector of norm 1, biases apart
 )
 
 LINEAR_TOP_K = Operator(

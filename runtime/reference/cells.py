@@ -1,7 +1,8 @@
 """Search of an output layer in learned cells, in NumPy: ground truth of ``_core.Cells``.
 
 A cell's score is what its centroid scores in int8, plus the mean of its biases, plus a multiple of
-its spread and of the hidden vector's norm. The cells of the greatest scores are searched: their
+its spread: the root of the squared spread of its weights times the hidden vector's norm, and of its
+biases. The cells of the greatest scores are searched: their
 rows are scored in int8, and the best of those in fp32.
 """
 
@@ -80,6 +81,12 @@ class _Search:
         offsets = arrays["offsets"].astype(np.int64) * ops.BLOCK_ROWS
         cell_of = np.repeat(np.arange(cells), offsets[1:] - offsets[:-1])
         self.cell_of = np.where(self.row_ids < 0, -1, cell_of)
+        counted = (self.row_ids >= 0) & np.isfinite(bias[self.row_ids])
+        of = cell_of[counted]
+        apart = bias[self.row_ids][counted].astype(np.float64) - arrays["cell_bias"][of]
+        squares = np.bincount(of, apart * apart, cells)  # one after the other
+        counts = np.maximum(np.bincount(of, minlength=cells), 1)
+        self.bias_spread = _as_float(np.sqrt(squares / counts))
 
     def rows_of(
         self, x: NDArray[np.float32], probes: int, spread: np.float32, guard: np.float32
@@ -93,15 +100,17 @@ class _Search:
         values, scale = unpack(query.packed, 1, len(x))[0], query.scale[0]
         cell_score = _scores(self.centroids, values, arrays["centroid_scale"] * scale)
         cell_score = cell_score + arrays["cell_bias"]
-        cell_spread = arrays["cell_spread"]
-        order = np.argsort(-(cell_score + (spread * norm) * cell_spread), kind="stable")
+        weights = norm.astype(np.float64) * arrays["cell_spread"]
+        biases = self.bias_spread.astype(np.float64)
+        deviation = _as_float(np.sqrt(weights * weights + biases * biases))
+        order = np.argsort(-(cell_score + spread * deviation), kind="stable")
         probes = min(probes, len(order))
         while np.isin(self.cell_of, order[:probes]).sum() < self.k and probes < len(order):
             probes = min(2 * probes, len(order))
         row_score = _scores(self.rows, values, arrays["scale"] * scale) + self.row_bias
         searched = np.isin(self.cell_of, order[:probes])
         if guard > 0:
-            bound = cell_score + (guard * norm) * cell_spread
+            bound = cell_score + guard * deviation
             rest = order[probes:]
             for cell in rest[np.argsort(-bound[rest], kind="stable")]:
                 least = -np.sort(-row_score[searched])[self.k - 1]
@@ -117,6 +126,10 @@ def _scores(
     rows: NDArray[np.int8], values: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     return (rows.astype(np.int32) @ values.astype(np.int32)).astype(np.float32) * scale
+
+
+def _as_float(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.minimum(values, np.finfo(np.float32).max).astype(np.float32)
 
 
 def _norm(x: NDArray[np.float32]) -> np.float32:

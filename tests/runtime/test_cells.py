@@ -130,6 +130,32 @@ def test_a_guard_finds_what_too_few_probes_miss():
     assert recall[2] > 0.9
 
 
+def shifted(hidden, weight, bias, kind):
+    """Queries unlike those that a number of probes was chosen for."""
+    rng = np.random.default_rng(9)
+    if kind == "noise":
+        return hidden + 2 * rng.normal(size=hidden.shape).astype(np.float32)
+    if kind == "rare":  # towards rows that their biases hide
+        rare = np.argsort(bias)[: len(hidden)]
+        return (hidden + 2 * weight[rare]).astype(np.float32)
+    return (hidden * {"small": 0.02, "large": 50}[kind]).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "noise", "rare"])
+def test_a_guard_keeps_recall_on_shifted_inputs(kind):
+    weight, bias, hidden = make_layer(8000, 24, queries=200)
+    bias *= 3
+    hidden = shifted(hidden, weight, bias, kind)
+    layer = load(weight, bias, build_cells(weight, bias))
+    expected = head.linear_top_k(hidden, weight, bias, 1)[1]
+    recall = [
+        (layer.top_k(hidden, 1, probes=8, guard=guard)[1] == expected).mean()
+        for guard in (0.0, 3.0)
+    ]
+    assert recall[1] >= 0.95, recall
+    assert recall[1] > recall[0]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("isa", ISAS)
 def test_building_is_deterministic(threads, isa):

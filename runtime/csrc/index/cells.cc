@@ -55,6 +55,7 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   }
   check_figures();
   check_places();
+  spread_biases();
   row_terms_.resize(static_cast<size_t>(arrays.blocks));
   std::vector<float> norms(static_cast<size_t>(arrays.blocks));
   parallel_for(executor, arrays.blocks, 256, [&](int64_t begin, int64_t end) {
@@ -88,6 +89,24 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   for (int64_t block = 0; block < block_count(cells()); ++block) {
     sum_rows(centroids().block(block), steps(),
              centroid_terms_[static_cast<size_t>(block)].correction, unused);
+  }
+}
+
+void CellIndex::spread_biases() {
+  for (int64_t cell = 0; cell < cells(); ++cell) {
+    double squares = 0;
+    int64_t finite = 0;
+    for (int64_t place = int64_t{arrays_.offsets[cell]} * kBlockRows;
+         place < int64_t{arrays_.offsets[cell + 1]} * kBlockRows; ++place) {
+      const int32_t id = arrays_.row_ids[place];
+      if (id < 0 || !std::isfinite(dense_.bias[id])) continue;
+      const double apart = static_cast<double>(dense_.bias[id]) - arrays_.cell_bias[cell];
+      squares += apart * apart;
+      ++finite;
+    }
+    const double spread = std::sqrt(squares / static_cast<double>(std::max<int64_t>(finite, 1)));
+    bias_spread_.push_back(static_cast<float>(
+        std::min(spread, static_cast<double>(std::numeric_limits<float>::max()))));
   }
 }
 

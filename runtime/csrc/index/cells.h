@@ -42,6 +42,8 @@ class CellIndex {
   int32_t first_block(int64_t cell) const { return static_cast<int32_t>(arrays_.offsets[cell]); }
   int32_t id(uint32_t place) const { return arrays_.row_ids[place]; }
   const float* spread() const { return arrays_.cell_spread; }
+  // How far the finite biases of a cell's rows spread about what its score has of them.
+  const float* bias_spread() const { return bias_spread_.data(); }
   // The greatest of all rows, for the error bound in index/query.h.
   float error() const { return error_; }
   float norm() const { return norm_; }
@@ -51,12 +53,14 @@ class CellIndex {
  private:
   void check_figures() const;
   void check_places();
+  void spread_biases();
 
   Dense dense_;
   CellArrays arrays_;
   std::vector<BlockTerms> row_terms_;
   std::vector<BlockTerms> centroid_terms_;
   std::vector<int32_t> sizes_;
+  std::vector<float> bias_spread_;
   float error_ = 0, norm_ = 0;
 };
 
@@ -64,9 +68,11 @@ struct CellSearch {
   int64_t k = 1;
   int64_t probes = 1;   // cells that are searched
   int64_t rescore = 1;  // best rows of those that are scored in fp32; k at least
-  float spread = 0;     // multiple of a cell's spread and the query's norm that counts for the cell
-  // Further cells are searched while one's score, with this multiple of its spread and the query's
-  // norm, reaches the k-th best score found; 0 searches none.
+  // Multiple of a cell's spread that counts for it. The spread is the square root of the sum of two
+  // squares: that of its weights times the query's norm, and that of its biases.
+  float spread = 0;
+  // Further cells are searched while one's score, with this multiple of its spread, reaches the
+  // k-th best score found; 0 searches none.
   float guard = 0;
 };
 

@@ -14,6 +14,8 @@
 namespace qcompile {
 namespace {
 
+// Queries that read the centroids together.
+constexpr int64_t kTogether = 4;
 // Blocks whose scores are kept at once: half of the first-level cache.
 constexpr int64_t kListed = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -22,11 +24,11 @@ struct alignas(64) Line {
   uint8_t bytes[64];
 };
 
-// One thread's memory for one query.
+// One thread's memory.
 struct Workspace {
   std::vector<Line> encoded;
-  std::vector<float> cell_scores;    // [cells, rounded up to blocks]
-  std::vector<float> spread_scores;  // the same with the cells' spreads
+  std::vector<float> cell_scores;    // [queries, cells rounded up to blocks]
+  std::vector<float> spread_scores;  // of one query, with the cells' spreads
   std::vector<int32_t> every_block;  // 0, 1, 2 …
   std::vector<int32_t> list;         // of blocks to be scanned
   std::vector<uint64_t> cells;       // rank keys of cells
@@ -45,18 +47,32 @@ class Search {
         w_(workspace),
         most_(std::max(search.k, search.rescore)) {}
 
-  // False if every score has to be computed.
-  bool run(const float* x, float* scores, int64_t* ids) {
+  // Up to kTogether queries [count, depth]; done [count] is false where every score has to be
+  // computed.
+  void run(const float* x, int64_t count, float* scores, int64_t* ids, char* done) {
     const int64_t depth = index_.dense().depth;
-    w_.encoded.resize(static_cast<size_t>(ceil_div(index_.steps() * kBlockDepth, sizeof(Line))));
-    query_ = encode(x, depth, w_.encoded.data()->bytes, isa_);
-    if (!query_.finite) return false;
-    score_cells();
+    w_.encoded.resize(static_cast<size_t>(lines() * count));
+    for (int64_t i = 0; i < count; ++i) {
+      queries_[i] = encode(x + i * depth, depth, values(i), isa_);
+      scales_[i] = queries_[i].scale;
+    }
+    score_cells(count);
+    for (int64_t i = 0; i < count; ++i) {
+      at_ = i;
+      done[i] =
+          query().finite && answer(x + i * depth, scores + i * search_.k, ids + i * search_.k);
+    }
+  }
+
+ private:
+  bool answer(const float* x, float* scores, int64_t* ids) {
+    const int64_t depth = index_.dense().depth;
+    add_spread();
     const int64_t probes = choose();
     // Products of scales may be flushed to zero, and dot products are as large as this.
     const float most_dot = 127.0f * 127.0f * static_cast<float>(depth) + 16;
     const float flushed = 2 * std::numeric_limits<float>::min() * most_dot;
-    const float width = query_.width(index_.error(), index_.norm()) + flushed;
+    const float width = query().width(index_.error(), index_.norm()) + flushed;
     w_.best.start(most_, search_.k, 2 * width, isa_);
     for (int64_t i = 0; i < probes; ++i) list_cell(place_of(w_.cells[static_cast<size_t>(i)]));
     scan();
@@ -64,28 +80,46 @@ class Search {
     return rescore(x, scores, ids);
   }
 
- private:
-  EncodedQueries encoded() const { return {w_.encoded.data()->bytes, 0, &query_.scale, 1}; }
+  int64_t lines() const { return ceil_div(index_.steps() * kBlockDepth, sizeof(Line)); }
+  uint8_t* values(int64_t query) const { return w_.encoded.data()[query * lines()].bytes; }
+  const Query& query() const { return queries_[at_]; }
+  EncodedQueries encoded() const { return {values(at_), 0, scales_ + at_, 1}; }
+  float* cell_scores() const {
+    return w_.cell_scores.data() + at_ * block_count(index_.cells()) * kBlockRows;
+  }
 
-  void score_cells() {
+  void score_cells(int64_t count) {
     const int64_t blocks = block_count(index_.cells());
-    w_.cell_scores.resize(static_cast<size_t>(blocks * kBlockRows));
+    w_.cell_scores.resize(static_cast<size_t>(count * blocks * kBlockRows));
     while (std::ssize(w_.every_block) < blocks) {
       w_.every_block.push_back(static_cast<int32_t>(w_.every_block.size()));
     }
-    cell_kernel(isa_, 1)(index_.centroids(), w_.every_block.data(), blocks, encoded(),
-                         w_.cell_scores.data());
+    const EncodedQueries together{values(0), lines() * static_cast<int64_t>(sizeof(Line)), scales_,
+                                  count};
+    cell_kernel(isa_, count)(index_.centroids(), w_.every_block.data(), blocks, together,
+                             w_.cell_scores.data());
+  }
+
+  void add_spread() {
     if (search_.spread == 0) return;
-    w_.spread_scores = w_.cell_scores;
-    const float spread = search_.spread * query_.norm;
+    w_.spread_scores.assign(cell_scores(),
+                            cell_scores() + block_count(index_.cells()) * kBlockRows);
     for (int64_t i = 0; i < index_.cells(); ++i) {
-      w_.spread_scores[static_cast<size_t>(i)] += spread * index_.spread()[i];
+      w_.spread_scores[static_cast<size_t>(i)] += search_.spread * deviation(i);
     }
+  }
+
+  // How far the scores of a cell's rows spread for this query.
+  float deviation(int64_t cell) const {
+    const double weights = static_cast<double>(query().norm) * index_.spread()[cell];
+    const double biases = index_.bias_spread()[cell];
+    return static_cast<float>(std::min(std::sqrt(weights * weights + biases * biases),
+                                       static_cast<double>(std::numeric_limits<float>::max())));
   }
 
   // What cells are ordered by.
   const float* promises() const {
-    return (search_.spread == 0 ? w_.cell_scores : w_.spread_scores).data();
+    return search_.spread == 0 ? cell_scores() : w_.spread_scores.data();
   }
 
   // Sorts the best cells to the front of w_.cells; returns how many are to be searched: `probes`,
@@ -143,14 +177,12 @@ class Search {
   // Searches every further cell whose bound reaches the k-th best score, the greatest bound first.
   void widen(int64_t probes) {
     for (int64_t i = 0; i < probes; ++i) {
-      w_.cell_scores[place_of(w_.cells[static_cast<size_t>(i)])] = -kInfinity;
+      cell_scores()[place_of(w_.cells[static_cast<size_t>(i)])] = -kInfinity;
     }
-    const float spread = search_.guard * query_.norm;
     float least = w_.best.kth_best();
     w_.cells.clear();
     for (int64_t cell = 0; cell < index_.cells(); ++cell) {
-      const float bound =
-          w_.cell_scores[static_cast<size_t>(cell)] + spread * index_.spread()[cell];
+      const float bound = cell_scores()[cell] + search_.guard * deviation(cell);
       if (bound >= least) w_.cells.push_back(rank_key(bound, static_cast<uint32_t>(cell)));
     }
     std::sort(w_.cells.begin(), w_.cells.end(), std::greater<>());
@@ -167,7 +199,9 @@ class Search {
   const Isa isa_;
   Workspace& w_;
   const int64_t most_;
-  Query query_;
+  Query queries_[kTogether];
+  float scales_[kTogether];
+  int64_t at_ = 0;  // the query that is answered
 };
 
 }  // namespace
@@ -182,10 +216,10 @@ void cells_top_k(const CellIndex& index, const CellSearch& search, const float* 
   std::vector<char> done(static_cast<size_t>(count));
   parallel_for(executor, count, 4, [&](int64_t begin, int64_t end) {
     thread_local Workspace workspace;
-    for (int64_t i = begin; i < end; ++i) {
-      done[static_cast<size_t>(i)] =
-          Search(index, search, isa, workspace)
-              .run(hidden + i * dense.depth, scores + i * search.k, ids + i * search.k);
+    Search some(index, search, isa, workspace);
+    for (int64_t i = begin; i < end; i += kTogether) {
+      some.run(hidden + i * dense.depth, std::min(kTogether, end - i), scores + i * search.k,
+               ids + i * search.k, done.data() + i);
     }
   });
   for (int64_t i = 0; i < count; ++i) {
