@@ -108,9 +108,29 @@ def test_answers_do_not_depend_on_the_number_of_threads(head_model, operator):
     ]
     for found in results[1:]:
         for mine, first in zip(found, results[0], strict=True):
+            # Each is within 1e-5 of the truth, so they are within twice that of each other.
             np.testing.assert_allclose(mine, first, rtol=2e-5, atol=1e-7)
     if operator is ops.LINEAR_TOP_K:
         assert all(np.array_equal(found[1], results[0][1]) for found in results)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 20])
+def test_large_layers_are_scanned_exactly(head_model, batch):
+    # 5 MB of int8 rows: few queries are answered from half of their bits.
+    rng = np.random.default_rng(6)
+    weight = rng.normal(size=(40_003, 128)).astype(np.float32)
+    weight[30_000:30_005] = weight[17]  # equal scores: the lowest ids win
+    weight[40_001] *= 50
+    bias = rng.normal(size=40_003).astype(np.float32)
+    bias[30_000:30_005] = bias[17]
+    hidden = rng.normal(size=(batch, 128)).astype(np.float32)
+    hidden[0] = weight[17]
+    path = head_model(ops.LINEAR_TOP_K, weight, bias, k=9)
+    scores, ids = make_session(path).run(["scores", "ids"], {"hidden": hidden})
+    exact = hidden.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    expected = np.argsort(-exact, axis=1, kind="stable")[:, :9]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, expected, 1), rtol=1e-5)
 
 
 def _serve(path: str, hidden: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ const Signature LinearTopK::signature{"LinearTopK",  kInputTypes,  kInputs,
                                       kPackedInputs, kOutputTypes, std::size(kOutputTypes)};
 
 LinearTopK::LinearTopK(const NodeInfo& info)
-    : HeadKernel(info, signature.name, mode_of(info).head) {
+    : HeadKernel(info, signature.name, mode_of(info).head, RoughRows::kIfLarge) {
   const Mode& mode = mode_of(info);
   const std::string name = info.string_attribute("mode", kExact.name);
   if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact, cells or lsh");
