@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.cli.calibration_table import recall_figures
 from qcompile.cli.output import print_json, print_pairs, print_report, progress_console
 from qcompile.cli.sources import example_inputs
 from qcompile.config import LSH
@@ -44,22 +45,6 @@ def _figures(result: ExportResult) -> dict[str, Any]:
         figures |= recall_figures(name, choice.to_dict())
     if result.max_difference is not None:
         figures["largest difference"] = f"{result.max_difference:.2g}"
-    return figures
-
-
-def recall_figures(name: str, told: dict[str, Any]) -> dict[str, Any]:
-    """Lay out what calibration chose for one layer, from ``Choice.to_dict``."""
-    settings = ", ".join(f"{key} {value}" for key, value in told["attributes"].items())
-    figures = {f"search of {name}": f"{told['mode']} {settings}: {told['reason']}"}
-    proof = "" if told["proven"] else ", which the sample is too small to prove"
-    figures["recall promised"] = f"{told['promised']}{proof}"
-    for recall in told["recall"]:
-        figures[f"recall@{recall['at']}"] = (
-            f"{recall['mean']:.4f} ({recall['low']:.4f} to {recall['high']:.4f}, "
-            f"{recall['queries']:,} queries)"
-        )
-    for mode, milliseconds in told["milliseconds"].items():
-        figures[f"layer alone, {mode}"] = f"{milliseconds:.4f} ms"
     return figures
 
 

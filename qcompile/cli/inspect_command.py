@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.cli.calibration_table import print_calibration
 from qcompile.cli.output import print_json, print_pairs, print_report
 from qcompile.cli.sources import example_inputs, quadratic_option, sparse_option
 from qcompile.config import LSH, Quadratic
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from qcompile.report import Report
 
 _METADATA_PREFIX = "qcompile."
+_REPORT, _CALIBRATION = f"{_METADATA_PREFIX}report", f"{_METADATA_PREFIX}calibration"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,10 +31,24 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"model": facts, "would": report.to_dict()})
     else:
-        print_pairs(facts)
+        _print(facts)
         print("\nwhat a rewrite would do:")
         print_report(report)
     return 0
+
+
+def _print(facts: dict[str, Any]) -> None:
+    """Lay out the facts; what calibration measured in a table of its own."""
+    calibration = facts.get(_CALIBRATION)
+    plain = dict(facts)
+    if isinstance(calibration, dict):
+        del plain[_CALIBRATION]
+    rewritten = plain.get(_REPORT)
+    if isinstance(rewritten, dict):
+        plain[_REPORT] = rewritten.get("summary", rewritten)
+    print_pairs(plain)
+    if isinstance(calibration, dict):
+        print_calibration(calibration)
 
 
 def inspect_onnx(source: str, min_outputs: int) -> tuple[dict[str, Any], Report]:
@@ -66,7 +83,7 @@ def inspect_onnx(source: str, min_outputs: int) -> tuple[dict[str, Any], Report]
     }
     for name, text in model.metadata_props.items():
         if name.startswith(_METADATA_PREFIX):
-            facts[name] = text
+            facts[name] = _parsed(text) if name in (_REPORT, _CALIBRATION) else text
     # The rewritten model is dropped: only its report is wanted.
     with no_surprises(Path(source)):
         return facts, OutputLayer(min_outputs=min_outputs)(model).report
@@ -93,6 +110,15 @@ def _inspect_torch(options: argparse.Namespace) -> tuple[dict[str, Any], Report]
     }
     inputs = example_inputs(options.input)
     return facts, explain(model, quadratic, sparse_output, example_inputs=inputs)
+
+
+def _parsed(text: str) -> Any:
+    """Return the object that a JSON text holds, or the text itself: it may be anybody's."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _signature(value: ir.Value) -> str:

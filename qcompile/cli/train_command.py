@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.cli.calibration_table import recall_figures
 from qcompile.cli.output import print_json, print_pairs, progress_console
 from qcompile.cli.train_options import train_config
 from qcompile.errors import (
@@ -34,6 +35,7 @@ _INTERRUPTED = 130  # what shells call a command that Ctrl-C ended
 _SOURCES = ("data", "labels", "test", "test_labels", "format")
 _RUN, _RESULT, _MODEL = "run.json", "result.json", "model.onnx"
 _CHECKPOINTS = "checkpoints"
+_MOST_CALIBRATION = 20_000  # test examples; more would only take longer
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
     console.print(f"reading {request.sources.data}", markup=False, soft_wrap=True)
     examples, test = after_first(group, lambda: load_sources(request.sources))
     console.print(_described(examples, test), markup=False, soft_wrap=True)
+    if request.config.recall is not None and test is None:
+        raise ConfigurationError("--recall has to be shown on test data: name them with --test.")
     if first:
         _write_run(request)
     result = train(
@@ -133,7 +137,7 @@ def _run(options: argparse.Namespace, request: _Request, group: Group) -> int:
     summary = {**result.to_dict(), "data": asdict(request.sources), "output": str(request.folder)}
     if exports:
         with console.status("exporting …"):
-            summary["export"] = _export(result, examples, request)
+            summary["export"] = _export(result, examples, test, request)
     _write_json(request.folder / _RESULT, summary)
     _conclude(options, request, result, summary)
     return status
@@ -209,19 +213,32 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}.") from error
 
 
-def _export(result: TrainResult, examples: SparseDataset, request: _Request) -> dict[str, Any]:
+def _export(
+    result: TrainResult, examples: SparseDataset, test: SparseDataset | None, request: _Request
+) -> dict[str, Any]:
     from qcompile.training.serving import export_classifier
 
     some = examples.batch(range(min(4, len(examples)))).features
     path = request.folder / _MODEL
+    recall, calibration = request.config.recall, None
+    if recall is not None and test is not None:
+        calibration = test.batch(range(min(_MOST_CALIBRATION, len(test)))).features
     try:
-        exported = export_classifier(result.model, path, some, top_k=request.config.top_k)
+        exported = export_classifier(
+            result.model,
+            path,
+            some,
+            top_k=request.config.top_k,
+            recall=recall,
+            calibration=calibration,
+        )
     except QCompileError as error:
         raise ExportError(
             f"{error} The trained network is in {result.checkpoint}; once this is mended, qcompile "
             f"train --resume {request.folder} exports it."
         ) from error
-    return {"path": str(exported.path), "max_difference": exported.max_difference}
+    told = exported.to_dict()
+    return {name: told[name] for name in ("path", "max_difference", "calibration")}
 
 
 def _conclude(
@@ -256,5 +273,7 @@ def _figures(result: TrainResult, summary: dict[str, Any]) -> dict[str, Any]:
     figures["checkpoint"] = result.checkpoint
     if "export" in summary:
         figures["model"] = summary["export"]["path"]
+        for name, choice in summary["export"]["calibration"].items():
+            figures |= recall_figures(name, choice)
         figures["largest difference"] = f"{summary['export']['max_difference']:.2g}"
     return figures

@@ -37,7 +37,7 @@ _OUTPUT_LAYER = {
 _PLAIN = (
     *("hidden", "quadratic", "storage", "optimizer", "lr", "input_lr", "schedule"),
     *("weight_decay", "epochs", "batch", "threads", "seed", "evaluate_every"),
-    *("checkpoint_minutes", "save_point_steps", "top_k"),
+    *("checkpoint_minutes", "save_point_steps", "top_k", "recall"),
 )
 
 
@@ -189,6 +189,12 @@ def _add_run(parser: argparse.ArgumentParser, group: _Group) -> None:
     group.number("--threads", int, "threads (default: those of torch)")
     group.number("--evaluate-every", int, "epochs; 0: at the end", base.evaluate_every)
     group.number("--top-k", int, "answers that the exported model hands out", base.top_k)
+    group.number(
+        "--recall",
+        float,
+        "share of them that it has to find; takes the fastest search that keeps it on --test "
+        "(default: all)",
+    )
     group.number(
         "--checkpoint-minutes",
         float,

@@ -28,7 +28,7 @@ SCHEDULES = ("linear", "constant")
 BUILT_IN = ("codespell", "geonames")
 """Data sets that come with test data of their own; a file of such a name needs a ``./``."""
 
-FREE = frozenset({"threads", "evaluate_every", "checkpoint_minutes", "top_k"})
+FREE = frozenset({"threads", "evaluate_every", "checkpoint_minutes", "top_k", "recall"})
 """Fields that a resumed run may change: they do not move the weights."""
 
 _LEAST = {
@@ -68,6 +68,7 @@ class TrainConfig:
         save_point_steps: steps between two points at which a checkpoint may be written, see
             :mod:`qcompile.training.trainer`.
         top_k: answers that the exported model hands out.
+        recall: share of them that it has to find, shown on the test data; ``None`` for all.
 
     Raises:
         ConfigurationError: a value is unknown or out of range.
@@ -90,6 +91,7 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     save_point_steps: int = 1000
     top_k: int = 5
+    recall: float | None = None
 
     def __post_init__(self) -> None:
         choose("optimizer", self.optimizer, OPTIMIZERS)
@@ -117,6 +119,12 @@ class TrainConfig:
                 raise ConfigurationError(
                     f"training: {name} must be a finite number of at least 0, got {value!r}."
                 )
+        if self.recall is not None and not (
+            isinstance(self.recall, int | float) and 0 < self.recall <= 1
+        ):
+            raise ConfigurationError(
+                f"training: recall must be above 0 and at most 1, got {self.recall!r}."
+            )
         if self.lr == 0 or self.seed >= 2**63:
             raise ConfigurationError(
                 f"training: lr must be positive and seed below 2^63, got {self.lr!r} and "

@@ -109,6 +109,8 @@ def export_classifier(
     examples: sparse.csr_matrix,
     *,
     top_k: int | None = 5,
+    recall: float | None = None,
+    calibration: sparse.csr_matrix | None = None,
     measure: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Any:
@@ -123,6 +125,9 @@ def export_classifier(
         path: the file.
         examples: CSR [B ≥ 2, F], to verify with.
         top_k: answers to hand out; ``None`` hands out all scores.
+        recall: share of the ``top_k`` best that has to be found, by the fastest search that keeps
+            it on ``calibration``; ``None`` finds all.
+        calibration: CSR [Q, F], to search and judge settings with.
         measure: time the output layer before and after it is replaced.
         progress: called with a line of text at every step.
 
@@ -130,6 +135,7 @@ def export_classifier(
         :class:`qcompile.exporter.result.ExportResult`.
 
     Raises:
+        ConfigurationError: of ``recall`` and ``calibration`` one is missing.
         ExportError: the file cannot be written, or answers otherwise than the network.
     """
     from qcompile.exporter import export
@@ -142,6 +148,8 @@ def export_classifier(
         padded(examples),
         top_k=None if top_k is None else min(top_k, model.num_labels),
         dynamic_shapes=dynamic,
+        recall=recall,
+        calibration=None if calibration is None else padded(calibration),
         measure=measure,
         progress=progress,
     )

@@ -138,6 +138,35 @@ def test_export_with_top_k_changes_the_outputs(folder, qcompile):
     assert any(name.startswith("qcompile.") for name in facts["model"])
 
 
+def test_inspect_reads_back_what_calibration_measured(folder, qcompile):
+    onnx_file(folder / "model.onnx")
+    rows = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
+    np.savez(folder / "rows.npz", x=rows)
+    promise = ("--top-k", "2", "--recall", "0.8", "--calibrate", "rows.npz")
+    exported = qcompile("export", "model.onnx", *promise, "-o", "best.onnx")
+    assert exported.returncode == 0, exported.stderr
+    told = [line.split() for line in exported.stdout.splitlines() if "recall@" in line]
+    assert told
+    inspected = qcompile("inspect", "best.onnx").stdout
+    shown = [line.split() for line in inspected.splitlines()]
+    assert all(line in shown for line in told)
+    assert "settings judged" in inspected
+    facts = json.loads(qcompile("inspect", "best.onnx", "--json").stdout)["model"]
+    (choice,) = facts["qcompile.calibration"].values()
+    assert choice["promised"] == 0.8
+
+
+def test_inspect_shows_a_strangers_calibration_as_it_is(folder, qcompile):
+    model = onnx.load(onnx_file(folder / "model.onnx"))
+    for calibration in ('{"layer": {"mode": "cells"}}', '{"layer": [1]}', "[]", "{" * 5000):
+        del model.metadata_props[:]
+        model.metadata_props.add(key="qcompile.calibration", value=calibration)
+        onnx.save(model, folder / "strange.onnx")
+        done = qcompile("inspect", "strange.onnx")
+        assert done.returncode == 0, done.stderr
+        assert "calibration" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

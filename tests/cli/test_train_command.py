@@ -224,3 +224,18 @@ def test_split_files_and_libsvm_train_too(files, capfd):
     for data in ("X.trn.npz", "train.svm"):
         status, _, err = command(data, *SMALL, "--epochs", 1, "--no-export", capfd=capfd)
         assert status == 0, err
+
+
+def test_the_exported_model_keeps_a_recall_shown_on_test_data(files, capfd):
+    options = (files / "train.txt", *SMALL, "--epochs", 1, "--top-k", 3, "--recall", 0.8)
+    status, out, err = command(
+        *options, "--test", files / "test.txt", "--json", "-o", "out", capfd=capfd
+    )
+    assert status == 0, err
+    (choice,) = json.loads(out)["export"]["calibration"].values()
+    assert choice["promised"] == 0.8
+    assert [recall["at"] for recall in choice["recall"]] == [1, 3]
+    assert choice["recall"][-1]["mean"] >= 0.8
+    status, _, err = command(*options, "-o", "two", capfd=capfd)
+    assert (status, "--test" in err) == (1, True)
+    assert not Path("two").exists()
