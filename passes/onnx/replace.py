@@ -8,13 +8,21 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile import ops
-from qcompile.passes.onnx.constants import NoMatch, attribute, constant, describe, present
+from qcompile.passes.onnx.constants import (
+    NoMatch,
+    attribute,
+    constant,
+    describe,
+    present,
+    source_initializer,
+)
 from qcompile.passes.onnx.edit import cancel_transposes, prune, substitute
 from qcompile.passes.onnx.emit import emit
 from qcompile.passes.onnx.layer import LinearLayer
 from qcompile.passes.onnx.roles import chosen
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.passes.onnx.tail import Tail
+from qcompile.passes.onnx.tied import share_rows
 from qcompile.passes.onnx.top_k import append_top_k, fuse_top_k, hand_out
 
 _ONE_K_UP_TO = 11
@@ -103,6 +111,7 @@ def replace(
         inexact=layer.inexact,
     )
     known = {id(node) for node in model.graph}
+    weight = source_initializer(layer.weight_value)
     k = top_k or (chosen(tail.choice) if tail and tail.choice else None)
     best = None
     if tail and k is not None and _can_fuse_top_k(model, tail, k, shapes):
@@ -129,6 +138,8 @@ def replace(
     prune(model.graph, doomed)
     made = [n for n in model.graph if n.domain == ops.DOMAIN and id(n) not in known]
     head.node = str(made[0].name)
+    if weight is not None:
+        share_rows(model.graph, weight, present(made[0].inputs[1]))
     return head
 
 

@@ -87,6 +87,22 @@ def test_a_tied_weight_in_another_layout_keeps_its_other_use():
     assert {"w", "w.weight"} <= set(m.graph.initializers)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_tied_weights_of_half_precision_are_kept_once_unless_read_otherwise(kept):
+    other = " z = ReduceSum(rows)" if kept else ""
+    m = model(
+        f"h = Gather(rows, i) t = Transpose(rows) m = MatMul(h, t) y = Add(m, b){other}",
+        inputs="int64[B] i",
+        outputs=f"float16[B, {N}] y" + (", float16[1, 1] z" if kept else ""),
+        rows=CONSTANTS["rows"].astype(np.float16),
+        b=CONSTANTS["b"].astype(np.float16),
+    )
+    casts = ["Cast"] if kept else ["Cast", "Cast"]
+    expected = ["Gather", *casts, "Linear", "Cast"] + ["ReduceSum"] * kept
+    check_same(m, expected, i=np.int64([3, 0, 36]))
+    assert ("rows" in m.graph.initializers) == kept
+
+
 def test_half_precision_is_computed_in_single_and_handed_out_in_half():
     m = model(
         "m = MatMul(h, w) n = Add(m, b) y = Softmax(n)",
