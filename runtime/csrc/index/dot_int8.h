@@ -23,6 +23,11 @@ struct DotQueries {
 inline constexpr int64_t kDotQueries = 64;
 inline constexpr int64_t kDotGroup = 16;
 
+// Arrays of dot products start at cache lines, which is what tile registers are stored to.
+struct alignas(64) DotLine {
+  int32_t of[kBlockRows];
+};
+
 // Computes products of kTileRows rows and all queries, into dots [count, kTileRows].
 struct DotKernel {
   void (*enter)(const DotQueries& queries);  // before the first tile, on the same thread

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kRegisterSteps = 16;  // steps of four coordinates that one register holds
 constexpr int64_t kOutStride = kTileRows * sizeof(int32_t);
+// What is asked of memory ahead of the rows that are multiplied.
+constexpr int64_t kAhead = 8192;
 
 // Shapes of the eight tile registers, in the processor's own layout.
 struct alignas(64) TileConfig {
@@ -39,6 +41,17 @@ QC_AMX void enter(const DotQueries& queries) {
 
 QC_AMX void leave() { _tile_release(); }
 
+// Asks for what a register of rows will hold, if it is read so much later.
+QC_AMX inline void fetch(const int8_t* rows) {
+  for (int64_t step = 0; step < kRegisterSteps; ++step) {
+    __builtin_prefetch(rows + kAhead + step * kStepBytes);
+  }
+}
+
+// Which blocks of the rows are asked for: a processor waits for few lines at a time, so where rows
+// are read several times, each time fetches some.
+enum class Fetched { kBoth, kFormer, kLatter };
+
 QC_AMX inline void one_group(const int8_t* rows, const int8_t* x, int64_t stride, int64_t steps,
                              int32_t* out) {
   const int8_t* next = rows + steps * kStepBytes;
@@ -48,15 +61,17 @@ QC_AMX inline void one_group(const int8_t* rows, const int8_t* x, int64_t stride
     _tile_loadd(4, x + step * kBlockDepth, stride);
     _tile_loadd(6, rows + step * kStepBytes, kStepBytes);
     _tile_dpbssd(0, 4, 6);
+    fetch(rows + step * kStepBytes);
     _tile_loadd(7, next + step * kStepBytes, kStepBytes);
     _tile_dpbssd(1, 4, 7);
+    fetch(next + step * kStepBytes);
   }
   _tile_stored(0, out, kOutStride);
   _tile_stored(1, out + kBlockRows, kOutStride);
 }
 
-QC_AMX inline void two_groups(const int8_t* rows, const int8_t* x, int64_t stride, int64_t steps,
-                              int32_t* out) {
+QC_AMX inline void two_groups(const int8_t* rows, Fetched fetched, const int8_t* x, int64_t stride,
+                              int64_t steps, int32_t* out) {
   const int8_t* next = rows + steps * kStepBytes;
   const int8_t* others = x + kDotGroup * stride;
   _tile_zero(0);
@@ -70,6 +85,8 @@ QC_AMX inline void two_groups(const int8_t* rows, const int8_t* x, int64_t strid
     _tile_loadd(7, next + step * kStepBytes, kStepBytes);
     _tile_dpbssd(1, 4, 7);
     _tile_loadd(5, others + step * kBlockDepth, stride);
+    if (fetched != Fetched::kLatter) fetch(rows + step * kStepBytes);
+    if (fetched != Fetched::kFormer) fetch(next + step * kStepBytes);
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
   }
@@ -86,7 +103,11 @@ QC_AMX void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots)
     int32_t* out = dots + block * kBlockRows;
     int64_t query = 0;
     for (; query + kDotGroup < queries.count; query += 2 * kDotGroup) {
-      two_groups(rows, queries.values + query * stride, stride, steps, out + query * kTileRows);
+      two_groups(rows,
+                 queries.count <= 2 * kDotGroup ? Fetched::kBoth
+                 : query == 0                   ? Fetched::kFormer
+                                                : Fetched::kLatter,
+                 queries.values + query * stride, stride, steps, out + query * kTileRows);
     }
     if (query < queries.count) {
       one_group(rows, queries.values + query * stride, stride, steps, out + query * kTileRows);

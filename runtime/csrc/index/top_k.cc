@@ -34,7 +34,7 @@ constexpr int64_t kPendingShare = 16;
 struct Scanner {
   std::vector<Collector> collectors;
   std::vector<float> thresholds, bars, widths;  // of each query
-  std::vector<int32_t> dots;
+  std::vector<DotLine> dots;
   std::vector<std::vector<double>> x;  // of each query; empty if it has not been needed
   int64_t strips = 0;
 };
@@ -118,7 +118,7 @@ class TopK {
     scanner.thresholds.resize(size);
     scanner.bars.resize(size);
     scanner.widths.resize(size);
-    scanner.dots.resize(static_cast<size_t>(ceil_div(count, kDotGroup) * kDotGroup * kTileRows));
+    scanner.dots.resize(static_cast<size_t>(ceil_div(count, kDotGroup) * kDotGroup * kTileBlocks));
     scanner.x.resize(size);
     for (std::vector<double>& x : scanner.x) x.clear();
     scanner.strips = 0;
@@ -143,8 +143,12 @@ class TopK {
       prepare(tile, end, rough, scanner);
       for (; tile < end; ++tile) scan_tile(tile, kernel, queries, rough, scanner);
       for (int64_t i = 0; i < queries.count; ++i) {
-        scanner.collectors[static_cast<size_t>(i)].settle(
-            [&](int32_t row) { return final_score(scanner, i, row); });
+        Collector& collector = scanner.collectors[static_cast<size_t>(i)];
+        if (!rough) {
+          collector.keep();
+          continue;
+        }
+        collector.settle([&](int32_t row) { return final_score(scanner, i, row); });
       }
     }
     ++scanner.strips;
@@ -172,7 +176,7 @@ class TopK {
   void scan_tile(int64_t index, const DotKernel& kernel, const DotQueries& queries, bool rough,
                  Scanner& scanner) {
     const Tile tile = head_.tile(index);
-    int32_t* dots = scanner.dots.data();
+    int32_t* dots = scanner.dots.front().of;
     if (rough) {
       kernel.rough_dots(head_.rough_tile(index), queries, dots);
     } else {
@@ -183,23 +187,25 @@ class TopK {
     for (uint64_t any = scan_kernels(isa_).reach(tile, group, scanner.bars.data(), rows); any != 0;
          any &= any - 1) {
       const int query = std::countr_zero(any);
-      if (!given_up(query)) meet(tile, query, rows[query], scanner);
+      if (!given_up(query)) meet(tile, query, rows[query], rough, scanner);
     }
   }
 
-  void meet(const Tile& tile, int64_t query, uint64_t rows, Scanner& scanner) {
+  void meet(const Tile& tile, int64_t query, uint64_t rows, bool rough, Scanner& scanner) {
     const auto at = static_cast<size_t>(query);
+    const int32_t* dots = scanner.dots.front().of + at * kTileRows;
     const float scale = w_.group[query].scale, width = scanner.widths[at];
+    const float apart = unscaled(w_.group[query]);
     for (; rows != 0; rows &= rows - 1) {
       const int row = std::countr_zero(rows);
       if (row >= tile.rows) break;
-      const float product = static_cast<float>(scanner.dots[at * kTileRows + row]) * scale;
+      const float product = static_cast<float>(dots[row]) * scale;
       const float score = product * tile.scale[row] + tile.bias[row];
-      const float upper =
-          (product + width) * tile.scale[row] + tile.bias[row] + unscaled(w_.group[query]);
+      const float upper = (product + width) * tile.scale[row] + tile.bias[row] + apart;
+      const float lower = (product - width) * tile.scale[row] + tile.bias[row] - apart;
       const auto id = static_cast<int32_t>(tile.first + row);
-      scanner.collectors[at].meet({score, upper, id});
-      if (!(score < scanner.thresholds[at])) fetch_row(head_.dense(), id);
+      scanner.collectors[at].meet({score, upper, lower, id});
+      if (rough && !(score < scanner.thresholds[at])) fetch_row(head_.dense(), id);
     }
   }
 
@@ -223,8 +229,9 @@ class TopK {
     const bool tried = scanner.strips >= kTrialStrips;
     for (int64_t i = 0; i < count; ++i) {
       Collector& collector = scanner.collectors[static_cast<size_t>(i)];
-      if (collector.pending() <= seen / kFewShare) continue;
+      if (collector.pending() <= 2 * k_ + seen / kFewShare) continue;
       collector.tidy();
+      collector.sharpen([&](int32_t row) { return final_score(scanner, i, row); });
       if (rough && tried && collector.pending() > seen / kRoughShare) {
         rough_.store(false, std::memory_order_relaxed);
       }
