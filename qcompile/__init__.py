@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qcompile.plugin import get_library_path as get_library_path
     from qcompile.plugin import register as register
     from qcompile.plugin import session_options as session_options
+    from qcompile.rewrite import merge_parallel as merge_parallel
     from qcompile.rewrite import transform as transform
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _LAZY = {
     "export": "qcompile.exporter",
     "export_onnx": "qcompile.exporter",
     "get_library_path": "qcompile.plugin",
+    "merge_parallel": "qcompile.rewrite",
     "register": "qcompile.plugin",
     "session_options": "qcompile.plugin",
     "transform": "qcompile.rewrite",

@@ -39,6 +39,12 @@ ACCUMULATIONS = ("deterministic", "async")
 
 INITS = ("auto", "preserve", "kaiming")
 
+NORMS = ("branch", "outer", "both", "none")
+"""Where a quadratic block normalises: each branch, their combination, both, or nothing."""
+
+ACTIVATIONS = ("keep", "drop")
+"""What becomes of the activation behind a layer that becomes quadratic."""
+
 
 def choose(what: str, value: Any, known: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``known``.
@@ -89,6 +95,10 @@ class Quadratic:
             ``(name, module) -> bool``; one or several. ``None`` means all that are eligible.
         exclude: modules to leave alone; same kinds of selector; wins over ``where``.
         memory_limit: bytes that the weights of one T1 layer may take.
+        batch_norm: what becomes of a batch norm that follows: ``none`` leaves it where it is;
+            ``outer`` moves it into a :class:`qcompile.nn.QuadraticBlock`; ``branch`` gives each
+            branch of the block one; ``both`` does that and normalises their combination, too.
+        activation: ``keep``, or ``drop`` to remove the activation that follows.
     """
 
     form: str = "Quadra"
@@ -96,10 +106,14 @@ class Quadratic:
     where: Selector | Iterable[Selector] | None = None
     exclude: Selector | Iterable[Selector] | None = None
     memory_limit: int = 2 << 30
+    batch_norm: Literal["branch", "outer", "both", "none"] = "none"
+    activation: Literal["keep", "drop"] = "keep"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "form", canonical_form(self.form))
         choose("init", self.init, INITS)
+        choose("batch_norm", self.batch_norm, NORMS)
+        choose("activation", self.activation, ACTIVATIONS)
         _positive("Quadratic", memory_limit=self.memory_limit)
 
 

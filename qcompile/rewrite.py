@@ -17,6 +17,7 @@ from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
 from qcompile.passes.fx.inputs import Inputs
 from qcompile.passes.fx.layers import ROOT
+from qcompile.passes.fx.merge_parallel import MergeParallel
 from qcompile.passes.fx.quadratic import IS_SPARSE, SubstituteQuadratic
 from qcompile.passes.fx.sparse_hidden import SubstituteHidden
 from qcompile.passes.fx.sparse_output import SubstituteOutput
@@ -31,7 +32,7 @@ from qcompile.passes.fx.tracing import (
 )
 from qcompile.report import Report
 
-__all__ = ["explain", "transform"]
+__all__ = ["explain", "merge_parallel", "transform"]
 
 QuadraticRequest = str | Quadratic | Iterable[str | Quadratic] | None
 SparseRequest = bool | LSH | Iterable[LSH] | None
@@ -42,6 +43,8 @@ def transform(
     quadratic: QuadraticRequest = None,
     sparse_output: SparseRequest = None,
     *,
+    batch_norm: str | None = None,
+    activation: str | None = None,
     example_inputs: Any = None,
     strict: bool = False,
     inplace: bool = False,
@@ -60,6 +63,9 @@ def transform(
             ``LSH(where=...)`` also hidden layers, and several to treat them differently. The model
             is then called as before, or as ``model(x, target=labels)``, which returns
             ``(output, loss)`` like ``torch.nn.AdaptiveLogSoftmaxWithLoss``.
+        batch_norm: ``branch``, ``outer``, ``both`` or ``none``, for every ``Quadratic``: what
+            becomes of the batch norm that follows a quadratic layer.
+        activation: ``keep`` or ``drop``, likewise: the activation behind a quadratic layer.
         example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
             Needed where ``torch.fx.symbolic_trace`` fails, and to count operations.
         strict: raise where something that was asked for is not done, instead of warning.
@@ -80,7 +86,8 @@ def transform(
     work = model if inplace else _copy(model)
     before = _Snapshot(work)
     try:
-        result, report = _rewrite(work, quadratic, sparse_output, example_inputs)
+        configs = _quadratics(quadratic, batch_norm=batch_norm, activation=activation)
+        result, report = _rewrite(work, configs, _sparse(sparse_output), example_inputs)
         if strict and report.problems:
             raise PassError(" ".join(report.problems))
     except BaseException:
@@ -97,6 +104,8 @@ def explain(
     quadratic: QuadraticRequest = None,
     sparse_output: SparseRequest = None,
     *,
+    batch_norm: str | None = None,
+    activation: str | None = None,
     example_inputs: Any = None,
 ) -> Report:
     """Return the report that :func:`transform` would give, and leave the model as it was.
@@ -109,16 +118,39 @@ def explain(
     model = _checked(model)
     before = _Snapshot(model)
     try:
-        return _rewrite(model, quadratic, sparse_output, example_inputs)[1]
+        configs = _quadratics(quadratic, batch_norm=batch_norm, activation=activation)
+        return _rewrite(model, configs, _sparse(sparse_output), example_inputs)[1]
     finally:
         before.restore()
 
 
+def merge_parallel(model: nn.Module) -> nn.Module:
+    """Merge convolutions, or linear layers, that read the same input into one of all channels.
+
+    The branches of a quadratic block become one convolution of 3·C channels and their batch norms
+    one batch norm; parallel layers called by hand likewise. Outputs and gradients are equal up to
+    rounding. Parameters of merged layers are new and the calls are those of a ``GraphModule``, so
+    merge before making the optimiser; the memory levels of merged blocks no longer apply.
+
+    Args:
+        model: a module that ``torch.fx.symbolic_trace`` can follow; it stays as it is.
+
+    Returns:
+        A copy: a ``torch.fx.GraphModule``, or of the same class if nothing was merged. Its
+        ``qcompile_report`` names each group of parallel layers.
+
+    Raises:
+        PassError: the model is of a kind that cannot be rewritten, or cannot be traced.
+    """
+    result = MergeParallel()(_copy(_checked(model)))
+    vars(result.model)["qcompile_report"] = result.report
+    return result.model
+
+
 def _rewrite(
-    model: nn.Module, quadratic: QuadraticRequest, sparse_output: SparseRequest, example: Any
+    model: nn.Module, configs: list[Quadratic], sparse: list[LSH], example: Any
 ) -> tuple[nn.Module, Report]:
     """Measure, trace, run the passes, measure again."""
-    configs, sparse = _quadratics(quadratic), _sparse(sparse_output)
     if not configs and not sparse:
         raise ConfigurationError(
             "transform was asked for nothing: give quadratic=, a form such as 'Quadra', or "
@@ -149,8 +181,12 @@ def _rewrite(
     return outcome.model, report
 
 
-def _quadratics(request: QuadraticRequest) -> list[Quadratic]:
+def _quadratics(request: QuadraticRequest, **options: Any) -> list[Quadratic]:
+    """Read what was asked for; options that are given hold for each configuration."""
+    options = {name: value for name, value in options.items() if value is not None}
     if request is None:
+        if options:
+            raise ConfigurationError(f"{', '.join(options)}: needs quadratic=, a form.")
         return []
     items = [request] if isinstance(request, str | Quadratic) else request
     if not isinstance(items, Iterable):
@@ -163,7 +199,7 @@ def _quadratics(request: QuadraticRequest) -> list[Quadratic]:
                 f"quadratic= takes the name of a form, a qcompile.Quadratic or several of them, "
                 f"got {type(config).__name__}."
             )
-        configs.append(config)
+        configs.append(replace(config, **options))
     return configs
 
 

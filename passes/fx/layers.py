@@ -14,7 +14,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from qcompile.passes.fx.tracing import Trace, disable_fast_path
 
-__all__ = ["FIRST_ORDER", "ROOT", "Layer", "as_plain", "find_layers", "obstacle", "replace_modules"]
+__all__ = [
+    "FIRST_ORDER",
+    "ROOT",
+    "Layer",
+    "as_plain",
+    "find_layers",
+    "hooks_of",
+    "obstacle",
+    "replace_modules",
+]
 
 First = TypeVar("First", bound=nn.Module)
 
@@ -149,13 +158,19 @@ def _obstacle_of_type(module: nn.Module) -> str | None:
     return None
 
 
+def hooks_of(module: nn.Module) -> str:
+    """Name the kinds of hooks that a module has; empty if it has none."""
+    kinds = [kind for kind in _HOOK_KINDS if getattr(module, f"_{kind}", None)]
+    return ", ".join(kind.replace("_", " ") for kind in kinds)
+
+
 def _obstacle_of_state(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is not None and is_lazy(weight):
         return "its size is not known yet: run the model once first"
-    hooks = [kind for kind in _HOOK_KINDS if getattr(module, f"_{kind}", None)]
+    hooks = hooks_of(module)
     if hooks:
-        return f"it has {', '.join(kind.replace('_', ' ') for kind in hooks)}, which would be lost"
+        return f"it has {hooks}, which would be lost"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     if weight is None:

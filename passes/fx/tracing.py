@@ -191,10 +191,11 @@ class _LeafTracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         """Return whether to record the call of ``module`` without looking inside."""
         from qcompile.nn.hashed import Hashed
-        from qcompile.nn.quadratic import QuadraticLayer
+        from qcompile.nn.quadratic import QuadraticBlock, QuadraticLayer
         from qcompile.nn.row_sparse import RowSparse
 
-        layers = (nn.Linear, nn.modules.conv._ConvNd, QuadraticLayer, Hashed, RowSparse)
+        quadratic = (QuadraticLayer, QuadraticBlock)
+        layers = (nn.Linear, nn.modules.conv._ConvNd, *quadratic, Hashed, RowSparse)
         return isinstance(module, layers) or super().is_leaf_module(module, qualified_name)
 
 

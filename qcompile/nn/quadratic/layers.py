@@ -29,6 +29,9 @@ class QuadraticLayer(nn.Module):
 
     form: str
     fan_in: int
+    dims = 1
+    """Spatial dimensions, which say what kind of batch norm fits; a linear layer takes the 1d."""
+
     _first_order_shape: tuple[int, ...]
 
     def _create_parameters(
@@ -103,16 +106,25 @@ class QuadraticLayer(nn.Module):
         if bias is not None:
             nn.init.zeros_(bias)
 
-    def _evaluate(self, x: Any) -> Any:
-        values = {}
-        for letter, branch in self.formula.branches.items():
-            weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
-            if branch.term is Term.BILINEAR:
-                values[letter] = self._bilinear(x, weight, bias)
-            else:
-                source = x if branch.term is Term.FIRST_ORDER else x * x
-                values[letter] = self._first_order(source, weight, bias)
-        return self.formula.combine(values)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the formula, whose shapes the class describes."""
+        y: torch.Tensor = self.formula.combine(self.branches(x))
+        return y
+
+    def branches(self, x: Any) -> dict[str, Any]:
+        """Return what each branch computes, by letter, before they are combined."""
+        padded = self._pad(x)
+        return {letter: self._branch(letter, padded) for letter in self.formula.branches}
+
+    def _branch(self, letter: str, x: Any) -> Any:
+        weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
+        term = self.formula.branches[letter].term
+        if term is Term.BILINEAR:
+            return self._bilinear(x, weight, bias)
+        return self._first_order(x if term is Term.FIRST_ORDER else x * x, weight, bias)
+
+    def _pad(self, x: Any) -> Any:
+        return x
 
     def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         raise NotImplementedError
@@ -166,10 +178,6 @@ class QuadraticLinear(QuadraticLayer):
         shape = (out_features, in_features)
         self._create_parameters(form, bias, shape, memory_limit, device, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [..., in_features] to [..., out_features]."""
-        return self._evaluate(x)
-
     def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         return F.linear(x, weight, bias)
 
@@ -192,7 +200,6 @@ def _from_geometry(name: str) -> Any:
 class _QuadraticConv(QuadraticLayer):
     """Convolution of quadratic neurons; :class:`QuadraticConv2d` documents it."""
 
-    dims: int
     kernel_size = _from_geometry("kernel_size")
     stride = _from_geometry("stride")
     padding = _from_geometry("padding")
@@ -231,9 +238,8 @@ class _QuadraticConv(QuadraticLayer):
         shape = (out_channels, in_channels // groups, *self.geometry.kernel_size)
         self._create_parameters(form, bias, shape, memory_limit, device, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [batch, in_channels, *spatial] to [batch, out_channels, *positions]."""
-        return self._evaluate(self.geometry.pad_by_mode(x))
+    def _pad(self, x: Any) -> Any:
+        return self.geometry.pad_by_mode(x)
 
     def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         return self.geometry.convolve(x, weight, bias)
