@@ -70,6 +70,7 @@ def measure(
 ) -> tuple[list[Measured], list[Built]]:
     """Build, open and time the engines on one head."""
     loaded = load(head, folder)
+    engines = [name for name in engines if _suits(name, head)]
     right = truth(loaded, K, queries, folder / f"{head}-truth-{queries}.npy")
     reports = build(head, engines, folder)
     series: list[Series] = []
@@ -106,6 +107,11 @@ def measure(
         for one in series
     ]
     return rows, built
+
+
+def _suits(engine: str, head: str) -> bool:
+    heads = ENGINES[engine].heads
+    return heads is None or head in heads
 
 
 def _round(series: list[Series], number: int) -> None:
@@ -148,7 +154,7 @@ def main() -> int:
     for head in heads:
         if options.build:
             load(head, folder)
-            build(head, engines, folder)
+            build(head, [name for name in engines if _suits(name, head)], folder)
             continue
         some, indexes = measure(head, engines, folder, queries, rounds)
         rows += some

@@ -29,11 +29,13 @@ class Engine(ABC):
         package: the module that it needs.
         threads: with how many it is measured.
         approximate: whether recall is a matter of settings.
+        heads: the only heads that it is meant for; ``None`` for all.
     """
 
     package = "onnxruntime"
     threads: tuple[int, ...] = (1,)
     approximate = False
+    heads: tuple[str, ...] | None = None
 
     @abstractmethod
     def build(self, head: Head, place: Path) -> Callable[[], None]:

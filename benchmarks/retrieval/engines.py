@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 from retrieval import graphs, peers
 from retrieval.engine import Engine
-from retrieval.sessions import Ours, Standard
+from retrieval.sessions import Hashed, Ours, Standard
 
 __all__ = ["ENGINES", "missing"]
 
 ENGINES: dict[str, Engine] = {
     "qcompile exact": Ours("exact"),
     "qcompile cells": Ours("cells"),
+    "qcompile lsh": Hashed(),
     "onnxruntime fp32": Standard(graphs.FLOAT),
     "onnxruntime int8": Standard(graphs.INT8),
     "onnxruntime int8, rescored": Standard(graphs.INT8_RESCORED),

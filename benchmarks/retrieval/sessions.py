@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.engine import Engine, K, Point, Search
 from retrieval.heads import Head
 
-__all__ = ["Ours", "Standard"]
+__all__ = ["Hashed", "Ours", "Standard"]
 
 
 class Standard(Engine):
@@ -43,13 +43,16 @@ class Ours(Engine):
         self.threads = (1,) if self.approximate else (1, 2)
 
     def build(self, head: Head, place: Path) -> Callable[[], None]:
+        weight, bias = np.asarray(head.weight), np.asarray(head.bias)
+        made = self._index(weight, bias)
+        return lambda: self._write(weight, bias, made, place)
+
+    def _index(self, weight: np.ndarray, bias: np.ndarray) -> Any:
         from qcompile.runtime import index
 
-        weight, bias = np.asarray(head.weight), np.asarray(head.bias)
-        made = (
-            index.build_exact(weight) if self.mode == "exact" else index.build_cells(weight, bias)
-        )
-        return lambda: self._write(weight, bias, made, place)
+        if self.mode == "exact":
+            return index.build_exact(weight)
+        return index.build_cells(weight, bias)
 
     def _write(self, weight: np.ndarray, bias: np.ndarray, made: Any, place: Path) -> None:
         import onnx_ir as ir
@@ -74,6 +77,29 @@ class Ours(Engine):
         if not point:
             return _run(self.session)
         return _run(_session(_with_attributes(self.place, point), self.opened, plugin=True))
+
+
+class Hashed(Ours):
+    """The same operator over the hash tables that the layer was trained with."""
+
+    heads = ("geonames",)
+
+    def __init__(self) -> None:
+        super().__init__("lsh")
+
+    def _index(self, weight: np.ndarray, bias: np.ndarray) -> Any:
+        from qcompile import LSH
+        from qcompile.calibration.tables import Tables
+        from qcompile.runtime.index import build_exact
+
+        return Tables(LSH()).build(weight, build_exact(weight))
+
+    def points(self, head: Head) -> list[Point]:
+        return [
+            {"probes": probes, "rescore": rescore}
+            for probes in (1, 4, 16)
+            for rescore in (64, 256, 1024)
+        ]
 
 
 def _with_attributes(place: Path, point: Point) -> Path:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from promised_recall import promise
 from retrieval import graphs, peers
 from retrieval.engine import K
 from retrieval.heads import best, synthetic, truth
@@ -94,3 +95,13 @@ def test_a_plot_is_drawn(tmp_path):
     rows = [measured("ScaNN", 0.1, 0.9), measured("ScaNN", 0.2, 1.0, batch=64)]
     plot(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_promise_is_measured_on_vectors_that_calibration_has_not_seen(head, tmp_path):
+    source = tmp_path / "dense.onnx"
+    graphs.write(graphs.FLOAT, head, K, source)
+    row = promise(head, source, 0.5, 0.0, tmp_path)
+    assert row.head == head.name
+    assert row.queries == len(head.queries)
+    assert row.fresh >= 0.4
+    assert row.calibrated >= row.bound
