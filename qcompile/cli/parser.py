@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_transform(commands)
     _add_inspect(commands)
+    _add_analyze(commands)
     _add_env(commands)
     _add_passes(commands)
     return parser
@@ -193,6 +194,34 @@ def _add_inspect(commands) -> None:
     _add_source(parser)
     _add_quadratic(parser)
     _add_min_outputs(parser)
+
+
+def _add_analyze(commands) -> None:
+    parser = _command(
+        commands,
+        "analyze",
+        "Tell what a network's layers return, weigh and learn: distributions, quadratic shares, "
+        "dead and exploding units.",
+    )
+    _add_source(parser)
+    parser.add_argument(
+        "--data",
+        metavar="FILE.npz",
+        help="inputs, one array an input in the order of forward, and perhaps 'labels', which "
+        "give gradients of the cross-entropy (default: random inputs after --input)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, metavar="B", help="rows of --data a call (default 64)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=1e4,
+        metavar="X",
+        help="absolute output beyond which a unit counts as exploding (default 1e4)",
+    )
+    parser.add_argument("--html", metavar="FILE", help="write one page with tables and pictures")
+    parser.add_argument("--tensorboard", metavar="DIR", help="write histograms for TensorBoard")
 
 
 def _add_env(commands) -> None:

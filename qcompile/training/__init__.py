@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from qcompile.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from qcompile.training.extremes import Clipped as Clipped
+    from qcompile.training.extremes import ExtremeValues as ExtremeValues
+    from qcompile.training.extremes import clip_gradients as clip_gradients
     from qcompile.training.model import ExtremeClassifier as ExtremeClassifier
     from qcompile.training.model import SparseQuadratic as SparseQuadratic
     from qcompile.training.observers import LogLines as LogLines
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
     from qcompile.training.serving import export_classifier as export_classifier
 
 _LAZY = {
+    "Clipped": "extremes",
     "Epoch": "result",
     "ExtremeClassifier": "model",
+    "ExtremeValues": "extremes",
     "LogLines": "observers",
     "Observer": "observers",
     "ProgressBar": "observers",
@@ -35,6 +40,7 @@ _LAZY = {
     "SparseQuadratic": "model",
     "TensorBoard": "observers",
     "TrainResult": "result",
+    "clip_gradients": "extremes",
     "export_classifier": "serving",
     "train": "run",
 }

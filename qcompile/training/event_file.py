@@ -67,7 +67,31 @@ class EventFile:
         Raises:
             OSError: they cannot be written; the file is as it was, and the next may be tried.
         """
-        values = [self._summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+        self._report(
+            [self._summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()], step
+        )
+
+    def report_histograms(self, histograms: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        """Add histograms of a step.
+
+        Args:
+            histograms: by name, the fields of TensorBoard's ``HistogramProto``.
+            step: where the run is.
+
+        Raises:
+            OSError: as :meth:`report`.
+        """
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto
+
+        self._report(
+            [
+                self._summary.Value(tag=tag, histo=HistogramProto(**fields))
+                for tag, fields in histograms.items()
+            ],
+            step,
+        )
+
+    def _report(self, values: list[Any], step: int) -> None:
         now = time.time()
         self._append(
             [

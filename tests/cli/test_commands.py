@@ -266,3 +266,28 @@ def test_passes_are_listed_with_their_summaries(folder, qcompile):
     passes = json.loads(done.stdout)["passes"]
     assert {"torch", "ONNX"} == {entry["over"] for entry in passes}
     assert all(entry["summary"] for entry in passes)
+
+
+def test_analyze_prints_a_table_and_writes_a_page(folder, qcompile):
+    rows = np.random.default_rng(0).standard_normal((70, 8)).astype(np.float32)
+    np.savez(folder / "rows.npz", x=rows, labels=np.arange(70) % 5)
+    done = qcompile("analyze", "networks:classifier", "--data", "rows.npz", "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "ReLU" in done.stdout
+    assert "written: page.html" in done.stdout
+    assert (folder / "page.html").stat().st_size > 10_000
+    done = qcompile("analyze", "networks:classifier", "--input", "4x8", "--json")
+    found = json.loads(done.stdout)
+    assert [layer["kind"] for layer in found["layers"]] == ["Linear", "ReLU", "Linear"]
+    assert found["layers"][1]["output"]["zeros"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [([], "--data"), (["--data", "none.npz"], "none.npz"), (["--data", "odd.npz"], "one length")],
+)
+def test_analyze_refuses_what_it_cannot_run_on(folder, qcompile, arguments, says):
+    np.savez(folder / "odd.npz", x=np.ones((3, 8), np.float32), labels=np.ones(2, np.int64))
+    done = qcompile("analyze", "networks:classifier", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr
