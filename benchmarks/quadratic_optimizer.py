@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     warnings.simplefilter("ignore", QCompileWarning)
+    torch.set_num_threads(1)  # the layers are too small for more
     seeds, epochs = (1, 5) if options.quick else (3, 15)
     rows = [
         train(*each, way, seed, epochs)

@@ -23,9 +23,12 @@ from qcompile.errors import (
 from qcompile.report import Report
 
 if TYPE_CHECKING:
+    from qcompile import analysis as analysis
     from qcompile import nn as nn
     from qcompile import optim as optim
     from qcompile import training as training
+    from qcompile.builder import BuildConfig as BuildConfig
+    from qcompile.builder.build import autobuild as autobuild
     from qcompile.exporter import export as export
     from qcompile.exporter import export_onnx as export_onnx
     from qcompile.plugin import get_library_path as get_library_path
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BuildConfig": "qcompile.builder",
+    "autobuild": "qcompile.builder.build",
     "export": "qcompile.exporter",
     "export_onnx": "qcompile.exporter",
     "get_library_path": "qcompile.plugin",
@@ -45,7 +50,7 @@ _LAZY = {
     "session_options": "qcompile.plugin",
     "transform": "qcompile.rewrite",
 }
-_MODULES = ("data", "nn", "optim", "passes", "training")
+_MODULES = ("analysis", "data", "nn", "optim", "passes", "training")
 
 __all__ = [
     "LSH",

@@ -29,8 +29,9 @@ def integrated_gradients(
     nothing but linear maps between them is a polynomial of degree 2^L. Gauss and Legendre's rule
     with 2^(L−1) points integrates its gradient, of degree 2^L − 1, exactly (Sundararajan et al.,
     "Axiomatic attribution for deep networks", ICML 2017; the rule: Gautschi, "Orthogonal
-    polynomials", 2004): the attributions add up to the difference of the outputs but for rounding, of which Captum's float32 weights are most.
-    Activations in between make it an approximation. Normalisations must be in evaluation mode.
+    polynomials", 2004): the attributions add up to the difference of the outputs but for rounding,
+    of which Captum's float32 weights are most. Activations in between make it an approximation.
+    Normalisations must be in evaluation mode.
 
     Args:
         model: [B, …] → [B, classes].
