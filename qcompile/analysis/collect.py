@@ -14,11 +14,12 @@ from qcompile.analysis.result import Analysis, LayerReport, Maps
 from qcompile.analysis.tally import Tally
 from qcompile.analysis.terms import FIRST_ORDER, QUADRATIC, term_values
 from qcompile.errors import ConfigurationError, DataError
-from qcompile.nn.quadratic import QuadraticLayer
+from qcompile.nn.quadratic import QuadraticBlock, QuadraticLayer
 
 __all__ = ["analyze"]
 
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_QUADRATIC = (QuadraticLayer, QuadraticBlock)
 _IMAGES = (4, 5)  # dimensions of batches of images and volumes, channels second
 
 Loss = Callable[[Any, Any], Tensor]
@@ -53,15 +54,17 @@ def analyze(
         raise ConfigurationError(
             f"analyze: limit must be positive and maps at least 0, got {limit!r} and {maps!r}."
         )
+    within = {id(m.layer) for m in model.modules() if isinstance(m, QuadraticBlock)}
     watches = {
         name: _Watch(name, module, limit)
         for name, module in model.named_modules()
-        if isinstance(module, QuadraticLayer) or not any(True for _ in module.children())
+        if isinstance(module, _QUADRATIC) or not any(True for _ in module.children())
+        if id(module) not in within  # a block calls its branches one by one
     }
     of_parameter = {name: Tally() for name, p in model.named_parameters() if p.is_floating_point()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     held = {name: p.grad for name, p in model.named_parameters()}
-    mapped = [w for w in watches.values() if w.quadratic and hasattr(w.module, "geometry")][:maps]
+    mapped = [w for w in watches.values() if w.quadratic and w.convolves][:maps]
     count = 0
     try:
         with ExitStack() as hooks:
@@ -124,7 +127,9 @@ class _Watch:
 
     def __init__(self, name: str, module: nn.Module, limit: float) -> None:
         self.name, self.module, self.limit = name, module, limit
-        self.quadratic = isinstance(module, QuadraticLayer)
+        self.quadratic = isinstance(module, _QUADRATIC)
+        self.layer = module.layer if isinstance(module, QuadraticBlock) else module
+        self.convolves = hasattr(self.layer, "geometry")
         self.calls = 0
         self.wants_maps = False
         self.maps: Maps | None = None
@@ -143,7 +148,7 @@ class _Watch:
         self.calls += 1
         self._output.add(output)
         self._look_at_units(output)
-        if isinstance(module, QuadraticLayer):
+        if isinstance(module, _QUADRATIC):
             self._look_at_terms(module, inputs[0], output)
 
     def _look_at_units(self, output: Tensor) -> None:
@@ -158,7 +163,9 @@ class _Watch:
             self._least = torch.minimum(self._least, least)
             self._greatest = torch.maximum(self._greatest, greatest)
 
-    def _look_at_terms(self, layer: QuadraticLayer, x: Tensor, output: Tensor) -> None:
+    def _look_at_terms(
+        self, layer: QuadraticLayer | QuadraticBlock, x: Tensor, output: Tensor
+    ) -> None:
         found = term_values(layer, x)
         for name, value in found.items():
             self._terms[name].add(value)
@@ -169,7 +176,8 @@ class _Watch:
 
     def report(self, gradients: dict[str, Any]) -> LayerReport:
         """Return what was seen."""
-        own = dict(self.module.named_parameters(recurse=False))
+        inner = "layer." if isinstance(self.module, QuadraticBlock) else ""
+        own = {inner + n: p for n, p in self.layer.named_parameters(recurse=False)}
         prefix = f"{self.name}." if self.name else ""
         weights = {}
         for name, parameter in own.items():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from qcompile.builder.result import Importance
 from qcompile.flops import measure
-from qcompile.nn.quadratic import QuadraticLayer
+from qcompile.nn.quadratic import QuadraticBlock, QuadraticLayer
+from qcompile.nn.quadratic.formulas import FORMULAS
 from qcompile.nn.quadratic.revert import to_first_order
 
 __all__ = ["edit", "importance", "masked", "possible_edits", "quadratic_layers", "size"]
@@ -21,9 +22,14 @@ __all__ = ["edit", "importance", "masked", "possible_edits", "quadratic_layers",
 Metric = Callable[[nn.Module], float]
 
 
-def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer]:
-    """Return the quadratic layers of a model by name, in order."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, QuadraticLayer)}
+def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer | QuadraticBlock]:
+    """Return the quadratic layers of a model by name, in order; those of blocks are the blocks."""
+    within = {id(m.layer) for m in model.modules() if isinstance(m, QuadraticBlock)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuadraticLayer | QuadraticBlock) and id(module) not in within
+    }
 
 
 def size(model: nn.Module, example: Tensor) -> tuple[int, int]:
@@ -72,7 +78,7 @@ def importance(
         told(name)
         with masked(layer):
             loss = reference - metric(model)
-        parameters = sum(p.numel() for p in layer.parameters(recurse=False)) / total
+        parameters = sum(p.numel() for p in layer.parameters()) / total
         work = flops.get(name, 0) / max(flops[""], 1)
         index = parameters * work / loss if loss > 0 else math.inf
         found.append(Importance(name, parameters, work, loss, index))
@@ -100,7 +106,7 @@ def possible_edits(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
     with torch.no_grad():
         work(example[:1])
     for name, layer in quadratic_layers(model).items():
-        if layer.formula.keeps:
+        if FORMULAS[layer.form].keeps:
             found[name].append("revert")
     return found
 

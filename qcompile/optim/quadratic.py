@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.utils.hooks import RemovableHandle
 
 from qcompile.errors import ConfigurationError
-from qcompile.nn.quadratic import QuadraticLayer
+from qcompile.nn.quadratic import QuadraticBlock, QuadraticLayer
+from qcompile.nn.quadratic.formulas import Formula
 
 __all__ = ["QuadraticWarmup", "quadratic_groups", "quadratic_parameters", "shrink"]
 
@@ -44,27 +45,55 @@ def quadratic_parameters(model: nn.Module) -> Iterator[QuadraticParameter]:
 
     Of a form that contains a first-order neuron these are all branches but that which computes it
     (``Quadra``: A and B, not C); of the others, such as ``T2`` and ``T3``, all branches. What a
-    first-order layer owns, too, does not count.
+    first-order layer owns, too, does not count. Of a block whose branches are normalised, the
+    batch norms of these branches count, and lead to the first-order neuron instead of the weights.
     """
+    branches = list(_branches(model))
+    owners = {id(branch.owner) for branch in branches}
     seen = {
         id(parameter)
         for module in model.modules()
-        if not isinstance(module, QuadraticLayer)
+        if id(module) not in owners
         for parameter in module.parameters(recurse=False)
     }
-    for prefix, layer in model.named_modules():
-        if not isinstance(layer, QuadraticLayer):
+    for owner, name, parameter, letter, formula, leads in branches:
+        if letter == formula.keeps or id(parameter) in seen:
             continue
-        for name, parameter in layer.named_parameters(prefix, recurse=False):
-            kind, letter = name.rpartition(".")[2].split("_")
-            formula = layer.formula
-            if letter == formula.keeps or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            rest = None
-            if letter in formula.zeroed:
-                rest = float(kind == "bias" and letter in formula.ones)
-            yield QuadraticParameter(name, parameter, rest)
+        seen.add(id(parameter))
+        rest = None
+        if leads and letter in formula.zeroed:
+            is_bias = parameter is getattr(owner, f"bias_{letter}", getattr(owner, "bias", None))
+            rest = float(is_bias and letter in formula.ones)
+        yield QuadraticParameter(name, parameter, rest)
+
+
+class _Branch(NamedTuple):
+    """A parameter of a branch, and whether it leads to the first-order neuron."""
+
+    owner: nn.Module
+    name: str
+    parameter: nn.Parameter
+    letter: str
+    formula: Formula
+    leads: bool
+
+
+def _branches(model: nn.Module) -> Iterator[_Branch]:
+    blocks = {id(m.layer): m for m in model.modules() if isinstance(m, QuadraticBlock)}
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, QuadraticLayer):
+            block = blocks.get(id(module))
+            norms = block.branch_norms if block is not None else {}
+            for kind, parameter in module.named_parameters(recurse=False):
+                letter = kind.rpartition("_")[2]
+                leads = letter not in norms
+                yield _Branch(module, dot + kind, parameter, letter, module.formula, leads)
+        elif isinstance(module, QuadraticBlock):
+            for letter, norm in module.branch_norms.items():
+                for kind, parameter in norm.named_parameters(recurse=False):
+                    name = f"{dot}norm_{letter}.{kind}"
+                    yield _Branch(norm, name, parameter, letter, module.layer.formula, True)
 
 
 def quadratic_groups(

@@ -14,7 +14,7 @@ from qcompile.analysis.tally import EDGES, Tally
 from qcompile.analysis.terms import term_values
 from qcompile.config import FORMS
 from qcompile.errors import ConfigurationError, DataError
-from qcompile.nn import QuadraticConv2d, QuadraticLinear
+from qcompile.nn import QuadraticBlock, QuadraticConv2d, QuadraticLinear
 
 
 def images(count=6, seed=0):
@@ -176,3 +176,23 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
     found = analyze(nn.Linear(2, 2), [torch.ones(1, 2)])
     with pytest.raises(ConfigurationError, match="cannot be written"):
         found.write_html(tmp_path / "absent" / "page.html")
+
+
+def test_a_block_counts_as_one_layer():
+    torch.manual_seed(0)
+    layer = QuadraticConv2d(3, 4, 3, bias=False)
+    model = nn.Sequential(QuadraticBlock(layer, "branch", nn.ReLU())).eval()
+    with torch.no_grad():
+        model[0].norm_a.weight.fill_(0.5)
+    found = analyze(model, [images()])
+    block = found.layer("0")
+    values = layer.branches(images())
+    a, b, c = (getattr(model[0], f"norm_{x}")(values[x]) for x in "abc")
+    with torch.no_grad():
+        assert block.quadratic_share == pytest.approx(float((a * b).norm() / c.norm()), rel=1e-4)
+    assert block.form == "Quadra"
+    assert set(block.weights) == {"layer.weight_a", "layer.weight_b", "layer.weight_c"}
+    assert {each.name for each in found.layers} == {
+        *("0", "0.norm_a", "0.norm_b", "0.norm_c", "0.activation"),
+    }
+    assert [each.layer for each in found.maps] == ["0"]

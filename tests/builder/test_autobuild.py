@@ -227,3 +227,18 @@ def test_what_cannot_be_searched_is_refused(digits):
     with pytest.raises(PassError, match="0 rewritten"):
         config = BuildConfig(epochs=1)
         autobuild(nn.Sequential(nn.Flatten(), nn.Softmax(1)), digits, budget=config)
+
+
+def test_a_block_is_masked_and_reverted_as_one():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).eval()
+    x = torch.randn(4, 1, 5, 5)
+    config = qcompile.Quadratic("Quadra", batch_norm="branch")
+    model = qcompile.transform(plain, quadratic=config)
+    (name,) = quadratic_layers(model)
+    with masked(model.get_submodule(name)):
+        assert not model(x).any()
+    assert possible_edits(model, x) == {name: ["revert"]}
+    back = edit(model, "revert", name)
+    torch.testing.assert_close(back(x), plain(x), rtol=0, atol=0)
+    assert not any("Quadratic" in type(module).__name__ for module in back.modules())

@@ -131,3 +131,29 @@ def test_optimisers_without_such_groups_are_refused():
         shrink(optimizer)
     with pytest.raises(ConfigurationError, match="quadratic_groups"):
         QuadraticWarmup(optimizer, 3)
+
+
+@pytest.mark.parametrize("form", ["T4", "Quadra"])
+def test_in_a_block_the_norms_of_quadratic_branches_lead_back(form):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU()).double()
+    with torch.no_grad():
+        plain(torch.randn(9, 2, 6, 6, dtype=torch.float64))
+    plain.eval()
+    config = qcompile.Quadratic(form, batch_norm="branch")
+    model = qcompile.transform(plain, quadratic=config)
+    assert {type(module).__name__ for module in model.modules()} >= {"QuadraticBlock"}
+    leading = [each for each in quadratic_parameters(model) if each.rest is not None]
+    assert all(".norm_" in each.name for each in leading)
+    with torch.no_grad():
+        for each in leading:
+            each.parameter.add_(torch.randn_like(each.parameter))
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    assert not torch.allclose(model(x), plain(x))
+    optimizer = torch.optim.SGD(quadratic_groups(model, 1.0, scale=0.5, shrinkage=1.0))
+    shrink(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(60):
+        optimizer.step()
+    torch.testing.assert_close(model(x), plain(x))

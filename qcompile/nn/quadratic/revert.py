@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from qcompile.errors import ConfigurationError
+from qcompile.nn.quadratic.block import QuadraticBlock
 from qcompile.nn.quadratic.layers import (
     QuadraticConv1d,
     QuadraticConv2d,
@@ -24,11 +25,12 @@ _CONVOLUTIONS: dict[type[QuadraticLayer], type[Any]] = {
 }
 
 
-def to_first_order(layer: QuadraticLayer) -> nn.Module:
+def to_first_order(layer: QuadraticLayer | QuadraticBlock) -> nn.Module:
     """Return the first-order layer without the quadratic terms; it owns the same Parameters.
 
     It is what :func:`from_first_order` began with, its weights trained on: C of ``Quadra``, B of
-    ``T1L``, A of ``T4`` and ``T2_4``.
+    ``T1L``, A of ``T4`` and ``T2_4``. Of a block it is an ``nn.Sequential`` of that layer, its
+    batch norms and the activation.
 
     Args:
         layer: of a form that contains a first-order neuron.
@@ -36,6 +38,10 @@ def to_first_order(layer: QuadraticLayer) -> nn.Module:
     Raises:
         ConfigurationError: the form contains none.
     """
+    if isinstance(layer, QuadraticBlock):
+        kept = layer.branch_norms.get(layer.layer.formula.keeps)
+        parts = [to_first_order(layer.layer), kept, layer.norm, layer.activation]
+        return nn.Sequential(*(part for part in parts if part is not None)).train(layer.training)
     keeps = layer.formula.keeps
     if not keeps:
         raise ConfigurationError(
