@@ -30,6 +30,7 @@ class Operator:
         outputs: names in order.
         attributes: name → default; its Python type is the attribute's type.
         optional: how many of the last inputs a node may leave out.
+        optional_outputs: how many of the last outputs a node may leave out.
     """
 
     name: str
@@ -37,11 +38,17 @@ class Operator:
     outputs: tuple[str, ...]
     attributes: tuple[tuple[str, int | float | str], ...] = ()
     optional: int = 0
+    optional_outputs: int = 0
 
     @property
     def required(self) -> tuple[str, ...]:
         """The inputs that every node has."""
         return self.inputs[: len(self.inputs) - self.optional]
+
+    @property
+    def required_outputs(self) -> tuple[str, ...]:
+        """The outputs that every node has."""
+        return self.outputs[: len(self.outputs) - self.optional_outputs]
 
 
 _HEAD_INPUTS = (
@@ -72,7 +79,11 @@ _CELL_INPUTS = (
 LINEAR_TOP_K = Operator(
     name="LinearTopK",
     inputs=(*_HEAD_INPUTS, *_BUCKET_INPUTS, *_CELL_INPUTS),
-    outputs=("scores", "ids"),  # float [..., k] descending, int64 [..., k]; ties: smaller id first
+    outputs=(
+        "scores",  # float [..., k], descending
+        "ids",  # int64 [..., k]; of equal scores the smaller id first
+        "log_sum",  # float [..., 1], the logarithm of the sum of exp(score) over all N
+    ),
     attributes=(
         ("k", 1),
         ("mode", "exact"),
@@ -86,6 +97,7 @@ LINEAR_TOP_K = Operator(
         ("seed", 0),  # lsh: of the hash functions, its 64 bits as a signed number
     ),
     optional=len(_BUCKET_INPUTS) + len(_CELL_INPUTS),
+    optional_outputs=1,
 )
 """The k largest of ``hidden @ weight.T + bias``, or in the approximate modes most of them.
 
@@ -95,6 +107,9 @@ LINEAR_TOP_K = Operator(
 * ``cells``: those in the learned buckets that promise most. Packed rows lie bucket after bucket,
   each from a new block on, so ``packed`` is [B, ...] and ``scale`` and ``error`` are [16 B];
 * ``lsh``: those that share most buckets of hash tables with the hidden vector.
+
+``exp(scores - log_sum)`` are probabilities. A node that has ``log_sum`` answers in mode ``lsh`` as
+in mode ``exact``: every row has a part in the sum, and the tables say nothing of most.
 """
 
 TOP_K_INPUTS = {

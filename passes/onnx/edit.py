@@ -102,6 +102,11 @@ def cancel_transposes(graph: ir.Graph, value: ir.Value) -> None:
     prune(graph, [first, *(second for second, _ in value.uses())])
 
 
+def is_read(value: ir.Value) -> bool:
+    """Return whether a node reads ``value`` or the graph hands it out."""
+    return value.is_graph_output() or bool(value.uses())
+
+
 def free_name(graph: ir.Graph, name: str) -> str:
     """Return ``name``, numbered if a value or node of the graph has it already."""
     taken = {value.name for value in graph.inputs} | set(graph.initializers)

@@ -17,31 +17,44 @@ from qcompile.passes.onnx.layer import LinearLayer
 
 
 def emit(
-    model: ir.Model, layer: LinearLayer, operator: ops.Operator, k: int | None = None
+    model: ir.Model,
+    layer: LinearLayer,
+    operator: ops.Operator,
+    k: int | None = None,
+    distribution: str | None = None,
 ) -> list[ir.Value]:
     """Insert ``operator`` before the nodes of ``layer`` and return its outputs.
 
     The first output has the type of the layer's scores, and both have their axes; nothing reads the
     outputs yet.
+
+    Args:
+        model: gets the operator's function body, too.
+        layer: the layer.
+        operator: one of :mod:`qcompile.ops`.
+        k: for ``LinearTopK``, how many scores.
+        distribution: for ``LinearTopK``, what the first output holds in place of scores:
+            ``Softmax`` for probabilities, ``LogSoftmax`` for their logarithms.
     """
     graph, anchor = model.graph, layer.product
     inputs = _inputs(graph, anchor, layer, operator)
+    names = operator.outputs if distribution else operator.required_outputs
     node = ir.Node(
         ops.DOMAIN,
         operator.name,
         inputs,
         [] if k is None else [ir.AttrInt64("k", k)],
-        num_outputs=len(operator.outputs),
+        num_outputs=len(names),
         name=free_name(graph, f"{layer.name}.{operator.name}"),
     )
-    for output, name in zip(node.outputs, operator.outputs, strict=True):
+    for output, name in zip(node.outputs, names, strict=True):
         output.name = free_name(graph, f"{layer.name}.{name}")
         output.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
     graph.insert_before(anchor, node)
-    function = function_for(operator, model.opset_imports[""], k)
-    model.functions[function.identifier()] = function
-    model.opset_imports[ops.DOMAIN] = ops.VERSION
-    scores, *rest = node.outputs
+    _add_function(model, operator, k, distribution is not None)
+    scores, *rest = node.outputs[: len(names)]
+    if distribution:
+        scores = _normalised(graph, anchor, scores, rest.pop(), distribution)
     if layer.dtype_out != ir.DataType.FLOAT:
         scores = _cast(graph, anchor, scores, layer.dtype_out)
     if layer.requantized is not None:
@@ -49,6 +62,30 @@ def emit(
         integer = ir.tensor(layer.requantized[1]).dtype
         scores = insert_before(graph, anchor, "QuantizeLinear", [scores, *numbers], dtype=integer)
     return [_move_axis(graph, anchor, layer, value, -1, layer.axis) for value in (scores, *rest)]
+
+
+def _add_function(model: ir.Model, operator: ops.Operator, k: int | None, log_sum: bool) -> None:
+    function = function_for(operator, model.opset_imports[""], k, log_sum)
+    known = model.functions.get(function.identifier())
+    if known is None or len(known.outputs) < len(function.outputs):
+        model.functions[function.identifier()] = known = function
+    model.opset_imports[ops.DOMAIN] = ops.VERSION
+    # onnx wants every output of a function in every node that calls it.
+    for node in model.graph:
+        if node.op_identifier() == known.identifier() and len(node.outputs) < len(known.outputs):
+            node.resize_outputs(len(known.outputs))
+            node.outputs[-1].name = free_name(model.graph, f"{node.name}.log_sum")
+            node.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _normalised(
+    graph: ir.Graph, anchor: ir.Node, scores: ir.Value, log_sum: ir.Value, distribution: str
+) -> ir.Value:
+    """Return the logarithms of probabilities, or the probabilities themselves, of scores."""
+    logarithms = insert_before(graph, anchor, "Sub", [scores, log_sum], dtype=ir.DataType.FLOAT)
+    if distribution == "LogSoftmax":
+        return logarithms
+    return insert_before(graph, anchor, "Exp", [logarithms], dtype=ir.DataType.FLOAT)
 
 
 def pack_rows(weight: np.ndarray):

@@ -16,6 +16,7 @@ MIN_OPSET = 9
 """Oldest standard operator set that the bodies can be written in."""
 
 _K_IS_INPUT = 10  # TopK takes k as a tensor
+_AXES_ARE_INPUT = 18  # so do reductions with their axes
 _CONSTANT_REFERS = 12  # Constant takes an integer, which may refer to the function's attribute
 
 
@@ -37,8 +38,11 @@ def _linear_softmax(inputs: list[ir.Value]) -> list[ir.Node]:
     return [*nodes, _node("Softmax", [nodes[-1].outputs[0]], "all_probabilities", axis=-1)]
 
 
-def _linear_top_k(inputs: list[ir.Value], opset: int, k: int | None) -> list[ir.Node]:
+def _linear_top_k(
+    inputs: list[ir.Value], opset: int, k: int | None, log_sum: bool
+) -> tuple[list[ir.Node], list[ir.Value]]:
     nodes = _scores(inputs)
+    sums = _log_sum(nodes[-1].outputs[0], opset) if log_sum else []
     attributes = [ir.AttrInt64("axis", -1)]
     top_inputs = [nodes[-1].outputs[0]]
     if opset < _K_IS_INPUT:
@@ -48,7 +52,16 @@ def _linear_top_k(inputs: list[ir.Value], opset: int, k: int | None) -> list[ir.
         top_inputs.append(nodes[-1].outputs[0])
     top = ir.Node("", "TopK", top_inputs, attributes, num_outputs=2)
     top.outputs[0].name, top.outputs[1].name = "top_scores", "top_ids"
-    return [*nodes, top]
+    outputs = [*top.outputs, *(node.outputs[0] for node in sums[-1:])]
+    return [*nodes, top, *sums], outputs
+
+
+def _log_sum(scores: ir.Value, opset: int) -> list[ir.Node]:
+    if opset < _AXES_ARE_INPUT:
+        return [_node("ReduceLogSumExp", [scores], "all_log_sum", axes=[-1], keepdims=1)]
+    last = _node("Constant", [], "last_axis", value_ints=[-1])
+    inputs = [scores, last.outputs[0]]
+    return [last, _node("ReduceLogSumExp", inputs, "all_log_sum", keepdims=1)]
 
 
 def _k_tensor(opset: int, k: int | None) -> list[ir.Node]:
@@ -63,7 +76,9 @@ def _k_tensor(opset: int, k: int | None) -> list[ir.Node]:
     return [scalar, shape, _node("Reshape", inputs, "k_tensor")]
 
 
-def function_for(operator: ops.Operator, opset: int = 18, k: int | None = None) -> ir.Function:
+def function_for(
+    operator: ops.Operator, opset: int = 18, k: int | None = None, log_sum: bool = False
+) -> ir.Function:
     """Return the local function that computes ``operator`` with standard operators.
 
     Args:
@@ -71,6 +86,8 @@ def function_for(operator: ops.Operator, opset: int = 18, k: int | None = None) 
         opset: version of the standard operator set; must be the model's, as onnx requires.
         k: value of ``LinearTopK``'s attribute, needed for opset 10 and 11 alone: there the body
             cannot refer to the attribute, so a model may use one value of ``k`` only.
+        log_sum: whether a node of ``LinearTopK`` has that output. A body without it is valid for
+            nodes that leave it out, and computes no sum for them.
 
     Raises:
         ValueError: ``opset`` is below :data:`MIN_OPSET`, or ``k`` is needed and missing.
@@ -79,14 +96,15 @@ def function_for(operator: ops.Operator, opset: int = 18, k: int | None = None) 
         raise ValueError(f"function bodies need opset {MIN_OPSET} or later, got {opset}.")
     inputs = [ir.Value(name=name) for name in operator.inputs]
     if operator is ops.LINEAR_TOP_K:
-        nodes = _linear_top_k(inputs, opset, k)
+        nodes, outputs = _linear_top_k(inputs, opset, k, log_sum)
     elif operator is ops.LINEAR_SOFTMAX:
         nodes = _linear_softmax(inputs)
+        outputs = list(nodes[-1].outputs)
     elif operator is ops.LINEAR:
         nodes = _scores(inputs)
+        outputs = list(nodes[-1].outputs)
     else:
         raise ValueError(f"no function body for operator {operator.name!r}.")
-    outputs = list(nodes[-1].outputs)
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": opset}, name=operator.name)
     return ir.Function(
         ops.DOMAIN, operator.name, "", graph=graph, attributes=make_attributes(operator.attributes)

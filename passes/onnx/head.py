@@ -16,7 +16,9 @@ _DENSE_INPUTS = 3
 """Hidden activations, weight and bias come before the arrays of an index."""
 
 
-def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> ir.Node:
+def top_k_node(
+    inputs: Sequence[ir.Value], k: int, index: Index, name: str, *, log_sum: bool = False
+) -> ir.Node:
     """Return a node of ``LinearTopK``.
 
     Args:
@@ -24,17 +26,19 @@ def top_k_node(inputs: Sequence[ir.Value], k: int, index: Index, name: str) -> i
         k: how many scores.
         index: mode and attributes.
         name: of the node.
+        log_sum: whether it has the output of that name.
     """
     operator = ops.LINEAR_TOP_K
+    names = operator.outputs if log_sum else operator.required_outputs
     node = ir.Node(
         ops.DOMAIN,
         operator.name,
         inputs,
         attributes_of(k, index),
-        num_outputs=len(operator.outputs),
+        num_outputs=len(names),
         name=name,
     )
-    for output, output_name in zip(node.outputs, operator.outputs, strict=True):
+    for output, output_name in zip(node.outputs, names, strict=True):
         output.name = output_name
         is_ids = output_name == "ids"
         output.type = ir.TensorType(ir.DataType.INT64 if is_ids else ir.DataType.FLOAT)
@@ -71,7 +75,13 @@ def use_index(graph: ir.Graph, node: ir.Node, index: Index) -> None:
 
 
 def top_k_model(
-    weight: np.ndarray, bias: np.ndarray, k: int, index: Index, *, opset: int = 18
+    weight: np.ndarray,
+    bias: np.ndarray,
+    k: int,
+    index: Index,
+    *,
+    opset: int = 18,
+    log_sum: bool = False,
 ) -> ir.Model:
     """Return a model of one output layer: hidden [batch, d] → scores, ids [batch, k].
 
@@ -81,6 +91,7 @@ def top_k_model(
         k: how many scores.
         index: from :mod:`qcompile.runtime.index`.
         opset: version of the standard operators, for the function body.
+        log_sum: whether it hands out log_sum [batch, 1], too.
     """
     hidden = ir.Value(
         name="hidden",
@@ -92,9 +103,10 @@ def top_k_model(
     )
     arrays = {"weight": weight, "bias": bias, **index.arrays}
     values = [initializer(graph, name, np.asarray(array)) for name, array in arrays.items()]
-    node = top_k_node([hidden, *values], k, index, "head")
+    node = top_k_node([hidden, *values], k, index, "head", log_sum=log_sum)
     graph.append(node)
     for output in node.outputs:
-        output.shape = ir.Shape(["batch", k])
+        output.shape = ir.Shape(["batch", 1 if output.name == "log_sum" else k])
         graph.outputs.append(output)
-    return ir.Model(graph, ir_version=9, functions=[function_for(ops.LINEAR_TOP_K, opset, k)])
+    function = function_for(ops.LINEAR_TOP_K, opset, k, log_sum)
+    return ir.Model(graph, ir_version=9, functions=[function])

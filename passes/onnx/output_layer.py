@@ -6,6 +6,7 @@
     Gemm → output                                    Linear → output
     Gemm → TopK(k) → outputs                         LinearTopK(k) → outputs
     Gemm → ArgMax → output                           LinearTopK(1) → output
+    Gemm → Softmax → TopK(k) → outputs               LinearTopK(k) → Sub → Exp → outputs
     any of them, asked for top_k=K                   … → scores [..., K], ids [..., K]
 
 The way from the layer to the output is described in :mod:`qcompile.passes.onnx.tail`.

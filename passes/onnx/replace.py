@@ -16,14 +16,14 @@ from qcompile.passes.onnx.constants import (
     present,
     source_initializer,
 )
-from qcompile.passes.onnx.edit import cancel_transposes, prune, substitute
+from qcompile.passes.onnx.edit import cancel_transposes, is_read, prune, substitute
 from qcompile.passes.onnx.emit import emit
 from qcompile.passes.onnx.layer import LinearLayer
 from qcompile.passes.onnx.roles import chosen
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.passes.onnx.tail import Tail
 from qcompile.passes.onnx.tied import share_rows
-from qcompile.passes.onnx.top_k import append_top_k, fuse_top_k, hand_out
+from qcompile.passes.onnx.top_k import append_top_k, fuse_top_k, hand_out, values_are_read
 
 _ONE_K_UP_TO = 11
 """Up to this opset a function body cannot read the attribute k, so a file has one k."""
@@ -49,6 +49,8 @@ class Head:
         inexact: relative error of the layer before, where it computes in integers by itself.
         node: name of the operator's node after.
         mode: how ``LinearTopK`` searches; ``exact`` as it is put in.
+        distribution: what ``LinearTopK`` hands out in place of scores: ``Softmax`` for
+            probabilities, ``LogSoftmax`` for their logarithms, else empty.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Head:
     inexact: float = 0.0
     node: str = ""
     mode: str = "exact"
+    distribution: str = ""
 
 
 def replace(
@@ -115,8 +118,10 @@ def replace(
     k = top_k or (chosen(tail.choice) if tail and tail.choice else None)
     best = None
     if tail and k is not None and _can_fuse_top_k(model, tail, k, shapes):
+        if values_are_read(tail) and tail.distribution is not None:
+            head.distribution = tail.distribution.op_type
         best = fuse_top_k(model, layer, tail, k, shapes)
-        head.became = ops.LINEAR_TOP_K.name
+        head.became = "+".join(filter(None, (ops.LINEAR_TOP_K.name, head.distribution)))
     elif tail and (softmax := _softmax_of_the_scores(tail)):
         _fuse_softmax(model, layer, tail, softmax)
         head.became = ops.LINEAR_SOFTMAX.name
@@ -168,8 +173,11 @@ def _softmax_of_the_scores(tail: Tail) -> ir.Node | None:
     softmax = tail.distribution
     if softmax is None or softmax.op_type != "Softmax":
         return None
-    same = all(role == "same" for role in tail.roles[: tail.nodes.index(softmax)])
-    return softmax if same else None
+    return softmax if _is_of_the_scores(tail, softmax) else None
+
+
+def _is_of_the_scores(tail: Tail, distribution: ir.Node) -> bool:
+    return all(role == "same" for role in tail.roles[: tail.nodes.index(distribution)])
 
 
 def _fuse_softmax(model: ir.Model, layer: LinearLayer, tail: Tail, softmax: ir.Node) -> None:
@@ -202,8 +210,12 @@ def _output_for_top_k(tails: list[Tail], graph: ir.Graph) -> int:
 def _can_fuse_top_k(model: ir.Model, tail: Tail, k: int, shapes: Shapes) -> bool:
     """Return whether the k best scores alone decide everything behind the layer."""
     choice = tail.choice
-    scores_are_read = choice is None or (choice.op_type == "TopK" and _is_read(choice.outputs[0]))
-    if "other" in tail.roles or (scores_are_read and tail.distribution is not None):
+    if "other" in tail.roles:
+        return False
+    # One sum over all scores is enough for one softmax of the scores as they are.
+    one = tail.roles.count("distribution") == 1
+    softmax = tail.distribution if values_are_read(tail) else None
+    if softmax is not None and not (one and _is_of_the_scores(tail, softmax)):
         return False
     opset = model.opset_imports[""]
     if choice is not None and opset < 11 and shapes.rank(present(choice.inputs[0])) is None:
@@ -221,13 +233,9 @@ def _has_axes(squeeze: ir.Node) -> bool:
     return "axes" in squeeze.attributes or len(squeeze.inputs) > 1
 
 
-def _is_read(value: ir.Value) -> bool:
-    return value.is_graph_output() or bool(value.uses())
-
-
 def _results(tails: list[Tail]) -> list[str]:
     values = []
     for tail in tails:
         ends = [tail.end] if tail.end is not None else tail.nodes[-1].outputs
-        values += [str(value.name) for value in ends if _is_read(value)]
+        values += [str(value.name) for value in ends if is_read(value)]
     return list(dict.fromkeys(values))

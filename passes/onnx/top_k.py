@@ -7,7 +7,14 @@ import onnx_ir as ir
 
 from qcompile import ops
 from qcompile.passes.onnx.constants import attribute, constant, present
-from qcompile.passes.onnx.edit import free_name, initializer, insert_before, prune, substitute
+from qcompile.passes.onnx.edit import (
+    free_name,
+    initializer,
+    insert_before,
+    is_read,
+    prune,
+    substitute,
+)
 from qcompile.passes.onnx.emit import emit
 from qcompile.passes.onnx.layer import LinearLayer
 from qcompile.passes.onnx.roles import MOVES
@@ -22,12 +29,28 @@ def fuse_top_k(
 ) -> tuple[ir.Value, ir.Value]:
     """Compute only the ``k`` best, and repeat on them what ``tail`` did to all scores.
 
+    Where the values are read, a softmax on the way, or its logarithm, becomes an output of the
+    operator, the logarithm of the partition function, which the best are normalised by.
+
     Returns:
         Scores and ids, in the shape that the end of ``tail`` has, with k in place of N.
     """
     opset = model.opset_imports[""]
-    scores, ids = emit(model, layer, ops.LINEAR_TOP_K, k)
+    distribution = tail.distribution if values_are_read(tail) else None
+    if distribution is not None:
+        # The float type in which the graph computes probabilities.
+        before = tail.nodes[: tail.nodes.index(distribution)]
+        casts = [node for node in before if node.op_type == "Cast"]
+        if casts:
+            layer.dtype_out = ir.DataType(attribute(casts[-1], "to", None))
+    else:
+        casts = []
+    scores, ids = emit(
+        model, layer, ops.LINEAR_TOP_K, k, distribution.op_type if distribution else None
+    )
     for node, axis in zip(tail.nodes, tail.axes, strict=True):
+        if node in casts:
+            continue
         if node.op_type in MOVES:
             scores = _repeat(model.graph, node, scores, axis, k, opset)
             ids = _repeat(model.graph, node, ids, axis, k, opset)
@@ -47,6 +70,12 @@ def fuse_top_k(
     makers = [value.producer() for value in (scores, ids)]
     prune(model.graph, [maker for maker in makers if maker is not None])
     return scores, ids
+
+
+def values_are_read(tail: Tail) -> bool:
+    """Return whether ``tail`` hands out scores or what became of them, not their ids alone."""
+    choice = tail.choice
+    return choice is None or (choice.op_type == "TopK" and is_read(choice.outputs[0]))
 
 
 def append_top_k(

@@ -260,7 +260,7 @@ def expectations(
     """
     found: dict[str, Expectation] = {}
     for head in heads:
-        soft = head.became.startswith("LinearSoftmax")
+        soft = head.became.startswith("LinearSoftmax") or head.distribution == "Softmax"
         own: dict[str, Any] = {
             "probabilities": soft,
             "axis": head.axis_after,
@@ -290,7 +290,7 @@ def _exposed_scores(
     source: Path, heads: list[Head], stage: Staging, feeds: Feeds
 ) -> dict[str, np.ndarray]:
     """Return all scores of the layers of which the graph hands out only the best ids."""
-    choices = [head.scores for head in heads if head.became == "LinearTopK"]
+    choices = [head.scores for head in heads if head.became.startswith("LinearTopK")]
     if not choices:
         return {}
     model = read_onnx(source)

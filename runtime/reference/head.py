@@ -31,6 +31,19 @@ def linear_top_k(
     return np.take_along_axis(scores, ids, axis=-1), ids.astype(np.int64)
 
 
+def log_sum(hidden: Floats, weight: Floats, bias: Floats) -> NDArray[np.float32]:
+    """Return the logarithm of the sum of the exponentials of all scores, float32 [..., 1].
+
+    NaN where a score is NaN, infinite where the greatest is.
+    """
+    scores = _scores(hidden, weight, bias)
+    best = scores.max(axis=-1, keepdims=True)
+    shift = np.where(np.isfinite(best), best, 0)
+    with np.errstate(divide="ignore", over="ignore"):
+        total = np.log(np.exp(scores - shift).sum(axis=-1, keepdims=True))
+    return _as_float32(shift + total)
+
+
 def linear_softmax(hidden: Floats, weight: Floats, bias: Floats) -> NDArray[np.float32]:
     """Return ``softmax(hidden @ weight.T + bias)`` over the last axis, float32 [..., N]."""
     scores = _scores(hidden, weight, bias)

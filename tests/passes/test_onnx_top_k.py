@@ -18,8 +18,8 @@ from qcompile.passes.onnx.output_layer import OutputLayer
     [
         ("m = MatMul(h, w) y = Add(m, b)", ["LinearTopK"]),
         ("m = MatMul(h, w) n = Add(m, b) y = Sigmoid(n)", ["LinearTopK", "Sigmoid"]),
-        ("m = MatMul(h, w) n = Add(m, b) y = Softmax<axis=1>(n)", ["LinearSoftmax", "TopK"]),
-        ("m = MatMul(h, w) y = LogSoftmax<axis=1>(m)", ["Linear", "LogSoftmax", "TopK"]),
+        ("m = MatMul(h, w) n = Add(m, b) y = Softmax<axis=1>(n)", ["LinearTopK", "Sub", "Exp"]),
+        ("m = MatMul(h, w) y = LogSoftmax<axis=1>(m)", ["LinearTopK", "Sub"]),
     ],
 )
 def test_asked_for_top_k_the_output_gives_way_to_the_best_of_it(body, expected, opset):

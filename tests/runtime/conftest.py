@@ -33,12 +33,14 @@ def make_model(
     opset: int = 18,
     function: bool = True,
     declare: bool = True,
+    log_sum: bool = False,
     variable: dict[str, tuple[int | str, ...]] | None = None,
 ) -> ir.Model:
     """Build ``operator`` over ``arrays``.
 
     They are constant but for those that ``variable`` makes inputs of the graph, with a shape each.
-    ``shape`` is that of the input ``hidden``; ``declare`` gives the outputs a shape.
+    ``shape`` is that of the input ``hidden``; ``declare`` gives the outputs a shape; ``log_sum``
+    asks for the output that a node may leave out.
     """
     variable = variable or {}
     hidden = ir.Value(
@@ -55,19 +57,21 @@ def make_model(
         )
         values.append(value)
     attributes = [ir.AttrInt64("k", k)] if operator.attributes else []
+    names = operator.outputs if log_sum else operator.required_outputs
     node = ir.Node(
         ops.DOMAIN,
         operator.name,
         [hidden, *values],
         attributes,
-        num_outputs=len(operator.outputs),
+        num_outputs=len(names),
         name="head",
     )
-    for value, name in zip(node.outputs, operator.outputs, strict=True):
+    for value, name in zip(node.outputs, names, strict=True):
         value.name = name
         value.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
         if declare:
             last = k if operator.attributes else len(arrays["weight"])
+            last = 1 if name == "log_sum" else last
             value.shape = ir.Shape([*shape[:-1], last])
     graph = ir.Graph(
         [hidden, *(value for value in values if value.const_value is None)],
@@ -77,7 +81,7 @@ def make_model(
         opset_imports={"": opset, ops.DOMAIN: ops.VERSION},
         name="head",
     )
-    functions = [function_for(operator, opset, k)] if function else []
+    functions = [function_for(operator, opset, k, log_sum)] if function else []
     return ir.Model(graph, ir_version=8, functions=functions)
 
 

@@ -36,6 +36,14 @@ size_t NodeInfo::inputs() const {
   return count;
 }
 
+bool NodeInfo::has_output(size_t index) const {
+  size_t count = 0, size = 0;
+  api_.call(kInfoGetOutputCount, info_, &count);
+  if (index >= count) return false;
+  api_.attempt(kInfoGetOutputName, info_, index, nullptr, &size);
+  return size > 1;  // with its zero
+}
+
 bool NodeInfo::constant(size_t index, Tensor& tensor) const {
   int is_constant = 0;
   const OrtValue* value = nullptr;

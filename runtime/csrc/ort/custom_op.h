@@ -18,6 +18,8 @@ class NodeInfo {
   std::string string_attribute(const char* name, const std::string& fallback) const;
   // How many inputs the node names.
   size_t inputs() const;
+  // Whether the node has an output at this place: one that is left out has no name.
+  bool has_output(size_t index) const;
   // Whether the input is an initializer; sets `tensor` if so.
   bool constant(size_t index, Tensor& tensor) const;
 
@@ -43,7 +45,8 @@ class ShapeContext {
   OrtShapeInferContext* context_;
 };
 
-// Signature of an operator. A node may leave out inputs from `required` on, but none in between.
+// Signature of an operator. A node may leave out inputs from `required` on and outputs from
+// `required_outputs` on, but none in between.
 struct Signature {
   const char* name;
   const int* input_types;
@@ -51,6 +54,7 @@ struct Signature {
   size_t required;
   const int* output_types;
   size_t outputs;
+  size_t required_outputs;
 };
 
 // Kernel has `static const Signature signature`, `Kernel(const NodeInfo&)`, `void compute(
@@ -69,7 +73,9 @@ class CustomOp : public OrtCustomOp {
     GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
       return i < Kernel::signature.required ? kRequired : kOptional;
     };
-    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
+      return i < Kernel::signature.required_outputs ? kRequired : kOptional;
+    };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int { return kDefaultMemory; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =
         GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };

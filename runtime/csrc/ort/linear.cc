@@ -9,8 +9,9 @@ constexpr int kOutputTypes[] = {kFloat};
 
 }  // namespace
 
-const Signature Linear::signature{"Linear",     kHeadInputTypes, kDenseInputs,
-                                  kDenseInputs, kOutputTypes,    std::size(kOutputTypes)};
+const Signature Linear::signature{
+    "Linear",     kHeadInputTypes,         kDenseInputs,           kDenseInputs,
+    kOutputTypes, std::size(kOutputTypes), std::size(kOutputTypes)};
 
 Linear::Linear(const NodeInfo& info) : HeadKernel(info, signature.name, kDenseInputs) {}
 

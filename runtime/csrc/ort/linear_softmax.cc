@@ -9,8 +9,9 @@ constexpr int kOutputTypes[] = {kFloat};
 
 }  // namespace
 
-const Signature LinearSoftmax::signature{"LinearSoftmax", kHeadInputTypes, kPackedInputs,
-                                         kPackedInputs,   kOutputTypes,    std::size(kOutputTypes)};
+const Signature LinearSoftmax::signature{
+    "LinearSoftmax", kHeadInputTypes,         kPackedInputs,          kPackedInputs,
+    kOutputTypes,    std::size(kOutputTypes), std::size(kOutputTypes)};
 
 LinearSoftmax::LinearSoftmax(const NodeInfo& info)
     : HeadKernel(info, signature.name, kPackedInputs) {}

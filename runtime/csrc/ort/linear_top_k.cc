@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "index/log_sum.h"
 #include "index/operators.h"
 
 namespace qcompile::ort {
@@ -22,7 +23,9 @@ enum Input : size_t {
 constexpr int kInputTypes[] = {kFloat,  kFloat, kFloat, kInt8,  kFloat, kFloat,
                                kUInt32, kInt32, kInt8,  kFloat, kFloat, kFloat};
 static_assert(std::size(kInputTypes) == kInputs);
-constexpr int kOutputTypes[] = {kFloat, kInt64};
+enum Output : size_t { kScores, kIds, kLogSum, kOutputs };
+constexpr int kOutputTypes[] = {kFloat, kInt64, kFloat};
+static_assert(std::size(kOutputTypes) == kOutputs);
 
 struct Mode {
   const char* name;
@@ -46,11 +49,13 @@ const Mode& mode_of(const NodeInfo& info) {
 
 }  // namespace
 
-const Signature LinearTopK::signature{"LinearTopK",  kInputTypes,  kInputs,
-                                      kPackedInputs, kOutputTypes, std::size(kOutputTypes)};
+const Signature LinearTopK::signature{"LinearTopK", kInputTypes, kInputs, kPackedInputs,
+                                      kOutputTypes, kOutputs,    kLogSum};
 
 LinearTopK::LinearTopK(const NodeInfo& info)
-    : HeadKernel(info, signature.name, mode_of(info).head, RoughRows::kIfLarge) {
+    : HeadKernel(info, signature.name, mode_of(info).head,
+                 info.has_output(kLogSum) ? RoughRows::kNever : RoughRows::kIfLarge),
+      log_sum_(info.has_output(kLogSum)) {
   const Mode& mode = mode_of(info);
   const std::string name = info.string_attribute("mode", kExact.name);
   if (&mode == &kUnknown) reject("attribute mode is '" + name + "', expected exact, cells or lsh");
@@ -76,7 +81,8 @@ LinearTopK::LinearTopK(const NodeInfo& info)
              .spread = factor("spread"),
              .guard = factor("guard")};
   if (&mode == &kCells) read_cells(info);
-  if (&mode == &kLsh) read_tables(info);
+  // A sum over every row has no use for tables.
+  if (&mode == &kLsh && !log_sum_) read_tables(info);
 }
 
 void LinearTopK::read_tables(const NodeInfo& info) {
@@ -172,8 +178,12 @@ void LinearTopK::compute(OrtKernelContext* context) const {
       reject("attribute k is " + std::to_string(k) + ", expected at most the " +
              std::to_string(head.rows()) + " rows of input 'weight'");
     }
-    auto* scores = static_cast<float*>(output(context, 0, shape, k));
-    auto* ids = static_cast<int64_t*>(output(context, 1, shape, k));
+    auto* scores = static_cast<float*>(output(context, kScores, shape, k));
+    auto* ids = static_cast<int64_t*>(output(context, kIds, shape, k));
+    if (log_sum_) {
+      auto* log_sums = static_cast<float*>(output(context, kLogSum, shape, 1));
+      return linear_top_k_log_sum(head, hidden, count, k, scores, ids, log_sums, executor);
+    }
     if (cells_) return cells_top_k(*cells_, search_, hidden, count, scores, ids, executor);
     if (hashed_) {
       const HashedSearch search{.k = k, .probes = search_.probes, .rescore = search_.rescore};
@@ -185,8 +195,9 @@ void LinearTopK::compute(OrtKernelContext* context) const {
 
 void LinearTopK::infer(const ShapeContext& context) {
   const int64_t k = context.attribute("k", 1);
-  context.set_output(0, kFloat, k);
-  context.set_output(1, kInt64, k);
+  context.set_output(kScores, kFloat, k);
+  context.set_output(kIds, kInt64, k);
+  // Nothing tells whether the node has a third output, and onnxruntime does not check the place.
 }
 
 }  // namespace qcompile::ort

@@ -20,6 +20,7 @@ class LinearTopK : public HeadKernel {
   void read_tables(const NodeInfo& info);
 
   CellSearch search_;
+  bool log_sum_;  // whether the node has the output of that name
   // In the mode of the name, if all inputs are constant.
   std::unique_ptr<const CellIndex> cells_;
   std::unique_ptr<const HashedRows> hashed_;

@@ -115,6 +115,9 @@ inline constexpr Slot<OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size
 inline constexpr Slot<void(OrtStatus*)> kReleaseStatus{93};
 inline constexpr Slot<void(Info*)> kReleaseTensorTypeAndShapeInfo{99};
 inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, size_t*)> kInfoGetInputCount{230};
+inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, size_t*)> kInfoGetOutputCount{231};
+inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, size_t, char*, size_t*)> kInfoGetOutputName{
+    233};
 inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, char*, size_t*)> kInfoGetNodeName{244};
 inline constexpr Slot<OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>
     kInfoGetConstantInput{249};

@@ -10,6 +10,7 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "index/exponential.h"
+#include "index/log_sum.h"
 #include "index/operators.h"
 #include "python/module.h"
 
@@ -122,6 +123,22 @@ class PyHead {
     return nb::make_tuple(scores, ids);
   }
 
+  nb::tuple top_k_log_sum(Input<float> hidden, int64_t k, const std::string& isa,
+                          int threads) const {
+    const int64_t count = count_of(hidden, head_->dense());
+    require(k >= 1 && k <= head_->rows(),
+            "k is " + std::to_string(k) + ", expected 1 to " + std::to_string(head_->rows()));
+    const auto size = static_cast<size_t>(count), width = static_cast<size_t>(k);
+    auto scores = make<float>({size, width});
+    auto ids = make<int64_t>({size, width});
+    auto log_sums = make<float>({size, 1});
+    compute([&] {
+      linear_top_k_log_sum(*head_, hidden.data(), count, k, scores.data(), ids.data(),
+                           log_sums.data(), OpenMPExecutor(threads), choose(isa));
+    });
+    return nb::make_tuple(scores, ids, log_sums);
+  }
+
   Output<float> softmax(Input<float> hidden, const std::string& isa, int threads) const {
     const int64_t count = count_of(hidden, head_->dense());
     auto out = make<float>({static_cast<size_t>(count), static_cast<size_t>(head_->rows())});
@@ -190,6 +207,9 @@ void bind_index(nb::module_& module) {
       .def("top_k", &PyHead::top_k, nb::arg("hidden").noconvert(), nb::arg("k"),
            nb::arg("isa") = "auto", nb::arg("threads") = 1,
            "The k largest scores and their ids, [B, k], of hidden [B, d].")
+      .def("top_k_log_sum", &PyHead::top_k_log_sum, nb::arg("hidden").noconvert(), nb::arg("k"),
+           nb::arg("isa") = "auto", nb::arg("threads") = 1,
+           "The same, and the logarithm of the sum of the exponentials of all scores [B, 1].")
       .def("softmax", &PyHead::softmax, nb::arg("hidden").noconvert(), nb::arg("isa") = "auto",
            nb::arg("threads") = 1, "Probabilities [B, N] of hidden [B, d].");
   module.def("linear", &linear_scores, nb::arg("hidden").noconvert(), nb::arg("weight").noconvert(),
