@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt runtime/CMakeLists.txt \
            $(shell find runtime/csrc -name '*.cc' -o -name '*.h' -o -name '*.map')
-BENCHMARKS := codespell output_layer probabilities transform_table hashing hash_packing step_phases scaling training serving
+BENCHMARKS := codespell output_layer probabilities transform_table hashing hash_packing step_phases \
+              scaling training serving memory_prediction
 # The pins hold for what the package needs to build as well as for what it needs to run.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

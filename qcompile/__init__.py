@@ -24,6 +24,7 @@ from qcompile.report import Report
 
 if TYPE_CHECKING:
     from qcompile import analysis as analysis
+    from qcompile import memory as memory
     from qcompile import nn as nn
     from qcompile import optim as optim
     from qcompile import training as training
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from qcompile.builder.build import autobuild as autobuild
     from qcompile.exporter import export as export
     from qcompile.exporter import export_onnx as export_onnx
+    from qcompile.memory import memory_profile as memory_profile
     from qcompile.plugin import get_library_path as get_library_path
     from qcompile.plugin import register as register
     from qcompile.plugin import session_options as session_options
@@ -45,12 +47,13 @@ _LAZY = {
     "export": "qcompile.exporter",
     "export_onnx": "qcompile.exporter",
     "get_library_path": "qcompile.plugin",
+    "memory_profile": "qcompile.memory",
     "merge_parallel": "qcompile.rewrite",
     "register": "qcompile.plugin",
     "session_options": "qcompile.plugin",
     "transform": "qcompile.rewrite",
 }
-_MODULES = ("analysis", "data", "nn", "optim", "passes", "training")
+_MODULES = ("analysis", "data", "memory", "nn", "optim", "passes", "training")
 
 __all__ = [
     "LSH",

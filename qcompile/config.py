@@ -45,6 +45,15 @@ NORMS = ("branch", "outer", "both", "none")
 ACTIVATIONS = ("keep", "drop")
 """What becomes of the activation behind a layer that becomes quadratic."""
 
+OPTIMIZERS = (
+    *("sgd", "momentum", "adam", "adamw"),
+    *("qcompile-sgd", "qcompile-momentum", "qcompile-adam", "qcompile-adamw"),
+)
+"""Optimisers that the memory of a training step is told for: torch's, and qcompile.optim's."""
+
+LOSSES = ("auto", "cross_entropy", "mean_square", "sum")
+"""Losses that the memory of a training step is told for."""
+
 
 def choose(what: str, value: Any, known: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``known``.

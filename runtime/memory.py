@@ -29,6 +29,8 @@ def huge_pages(tensor: _Buffer) -> _Buffer:
     each: Any = tensor
     if each.device.type != "cpu" or each.nbytes < _SMALLEST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor
+    if hasattr(each, "fake_mode"):  # a tensor without memory, which only has a size
+        return tensor
     page = mmap.PAGESIZE
     begin = -(-each.data_ptr() // page) * page
     size = (each.data_ptr() + each.nbytes - begin) // page * page

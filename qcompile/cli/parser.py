@@ -6,7 +6,7 @@ import argparse
 
 from qcompile import __version__
 from qcompile.cli.train_options import add_train_options
-from qcompile.config import FAMILIES, FORMS, INITS
+from qcompile.config import FAMILIES, FORMS, INITS, LOSSES, OPTIMIZERS
 
 SOURCE_HELP = (
     "model.onnx, model.pt2 (torch.export), package.module:callable that returns a torch module, "
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_transform(commands)
     _add_inspect(commands)
     _add_analyze(commands)
+    _add_memory(commands)
     _add_env(commands)
     _add_passes(commands)
     return parser
@@ -222,6 +223,45 @@ def _add_analyze(commands) -> None:
     )
     parser.add_argument("--html", metavar="FILE", help="write one page with tables and pictures")
     parser.add_argument("--tensorboard", metavar="DIR", help="write histograms for TensorBoard")
+
+
+def _add_memory(commands) -> None:
+    parser = _command(
+        commands, "memory", "Tell what a training step takes, predicted without running it."
+    )
+    _add_source(parser)
+    parser.add_argument(
+        "--target",
+        metavar="SHAPE",
+        help="shape of the labels of a model with a sparse output layer, as of --input: 32:int64",
+    )
+    parser.add_argument(
+        "--optimizer", default="sgd", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} (default sgd)"
+    )
+    parser.add_argument(
+        "--loss",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(LOSSES)}; auto (default): the model's own, else cross-entropy of "
+        "[batch, classes], else the mean square",
+    )
+    parser.add_argument("--autocast", metavar="TYPE", help="compute in bfloat16, say, by autocast")
+    parser.add_argument("--dtype", metavar="TYPE", help="cast model and inputs first")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="examples, in place of those of --input"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--measure", action="store_true", help="take real steps, too, in a process of their own"
+    )
+    parser.add_argument(
+        "--measure-only",
+        action="store_true",
+        help="do not predict; for models that cannot be followed without numbers",
+    )
+    parser.add_argument(
+        "--timeline", metavar="FILE.png", help="draw live bytes over the step (needs matplotlib)"
+    )
 
 
 def _add_env(commands) -> None:
