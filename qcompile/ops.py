@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DOMAIN = "qcompile"
-VERSION = 1
+VERSION = 2
 """Version of the operator set, and of the packed weight layout that its operators read."""
 
 BLOCK_ROWS = 16
@@ -74,6 +74,11 @@ _CELL_INPUTS = (
     "centroid_scale",  # float [C]
     "cell_bias",  # float [C], what the biases of a cell add to its score
     "cell_spread",  # float [C], how far its scores spread for a vector of norm 1, biases apart
+    "group_offsets",  # uint32 [G + 1], the first block of centroids of each group, and ceil(C/16)
+    "group_centroids",  # int8 [ceil(G/16), ceil(d/4), 16, 4], the groups' mean cells, as packed
+    "group_scale",  # float [G]
+    "group_bias",  # float [G], what the biases of a group add to its score
+    "group_spread",  # float [G], how far its cells' scores spread for a vector of norm 1
 )
 
 LINEAR_TOP_K = Operator(
@@ -88,6 +93,7 @@ LINEAR_TOP_K = Operator(
         ("k", 1),
         ("mode", "exact"),
         ("probes", 32),  # cells: how many are searched; lsh: buckets of each table, at most 1024
+        ("groups", 16),  # cells: how many groups of them are looked through; all with a guard
         ("rescore", 32),  # candidates that are scored in fp32, at least k
         ("spread", 0.0),  # cells: how much of its spread counts for a cell
         ("guard", 0.0),  # cells: 0, or how many spreads above its score a cell may reach
@@ -104,8 +110,9 @@ LINEAR_TOP_K = Operator(
 ``mode`` says which rows are looked at, and how many inputs there are:
 
 * ``exact``: all, by an int8 scan that keeps what its error bound cannot exclude;
-* ``cells``: those in the learned buckets that promise most. Packed rows lie bucket after bucket,
-  each from a new block on, so ``packed`` is [B, ...] and ``scale`` and ``error`` are [16 B];
+* ``cells``: those in the learned buckets that promise most, of the groups of buckets that do.
+  Packed rows lie bucket after bucket, each from a new block on, so ``packed`` is [B, ...] and
+  ``scale`` and ``error`` are [16 B];
 * ``lsh``: those that share most buckets of hash tables with the hidden vector.
 
 ``exp(scores - log_sum)`` are probabilities. A node that has ``log_sum`` answers in mode ``lsh`` as

@@ -13,6 +13,8 @@ from retrieval.heads import Head
 
 __all__ = ["Hashed", "Ours", "Standard"]
 
+_ALL = 1_000_000  # more groups of cells than there are
+
 
 class Standard(Engine):
     """A model in standard operators."""
@@ -70,8 +72,13 @@ class Ours(Engine):
     def points(self, head: Head) -> list[Point]:
         if not self.approximate:
             return [{}]
-        probes = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-        return [{"probes": count, "rescore": 32} for count in probes]
+        few, many = (2, 4, 6, 8, 10, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256, 384, 512)
+        quick = [(p, g, r) for p in few for g in (8, 12, 16, 24) for r in (16, 32)]
+        thorough = [(p, g, r) for p in many for g in (24, 48, _ALL) for r in (16, 32)]
+        return [
+            {"probes": probes, "groups": groups, "rescore": rescore}
+            for probes, groups, rescore in quick + thorough
+        ]
 
     def search(self, point: Point) -> Search:
         if not point:

@@ -1,11 +1,11 @@
 """The fastest index, and the fastest setting of it, that keeps a promised recall.
 
-One half of the queries proposes: along a ladder of probes, how many rows have to be scored anew so
-that the mean recall suffices. The other half judges: the proposals are tested from the safest to
-the boldest, each against the lower bound of its recall, until one fails. Testing in an order that
-was fixed beforehand and stopping at the first failure leaves the confidence of a single test to all
-that passed (Angelopoulos et al., "Learn then Test", 2021, §3.1). Of those the fastest is taken, or
-the exact scan where none is faster.
+One half of the queries proposes: along a ladder of probes, how few groups of cells have to be
+looked through, and how few rows scored anew, so that the mean recall suffices. The other half
+judges: the proposals are tested from the safest to the boldest, each against the lower bound of its
+recall, until one fails. Testing in an order that was fixed beforehand and stopping at the first
+failure leaves the confidence of a single test to all that passed (Angelopoulos et al., "Learn then
+Test", 2021, §3.1). Of those the fastest is taken, or the exact scan where none is faster.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,21 @@ class Task:
     seed: int = 0
     modes: Sequence[str] = ("cells",)
     tables: Tables | None = None
+
+
+class _Setting(NamedTuple):
+    probes: int
+    groups: int
+    rescore: int
+
+    def of(self, index: Index) -> Index:
+        """Return the index, searched so."""
+        groups = {} if index.mode == "lsh" else {"groups": self.groups}
+        return index.with_attributes(probes=self.probes, rescore=self.rescore, **groups)
+
+    def __str__(self) -> str:
+        """Say it for the log."""
+        return f"{self.probes} probes, {self.groups} groups, {self.rescore} rescored"
 
 
 def search(task: Task, folder: Path, say: Say, bar: Callable[[str, float], None]) -> Choice:
@@ -186,42 +202,56 @@ class _Search:
         hashed = index.mode == "lsh"
         wide = max(_WIDE_LSH if hashed else _WIDE, 8 * task.k)
         most = _MOST_PROBES_LSH if hashed else len(index.arrays["offsets"]) - 1
-        known: dict[tuple[int, int], Recall] = {}
+        all_groups = 1 if hashed else len(index.arrays["group_offsets"]) - 1
+        known: dict[_Setting, Recall] = {}
 
-        def at(probes: int, rescore: int) -> Recall:
-            key = (probes, rescore)
-            if key not in known:
-                session = self.trials.session(index.with_attributes(probes=probes, rescore=rescore))
+        def at(setting: _Setting) -> Recall:
+            if setting not in known:
+                session = self.trials.session(setting.of(index))
                 found = self.trials.answers(session, self.proposing)
-                known[key] = recall(
+                known[setting] = recall(
                     shares(found, self.best_proposing, task.k), self.proposing_rows, task.k
                 )
-                told = f"{index.mode}: {probes} probes, {rescore} rescored"
-                self.say(f"{told}: recall {known[key].mean:.4f}")
-            return known[key]
+                self.say(f"{index.mode}: {setting}: recall {known[setting].mean:.4f}")
+            return known[setting]
+
+        def fewest(settings: Sequence[_Setting]) -> Iterator[_Setting]:
+            """Yield the first setting that suffices by its mean, then by its lower bound."""
+            found = False
+            for setting in settings:
+                if at(setting).mean < task.promised:
+                    continue
+                sure = at(setting).bound >= task.promised
+                if sure or not found:
+                    yield setting
+                found = True
+                if sure:
+                    return
 
         rungs = list(_rungs(most))
         low, high = 0, len(rungs)
         while low < high:
             middle = (low + high) // 2
-            if at(rungs[middle], wide).mean >= task.promised:
+            if at(_Setting(rungs[middle], all_groups, wide)).mean >= task.promised:
                 high = middle
             else:
                 low = middle + 1
-        chosen: list[tuple[int, int]] = []
+        # With a guard all groups are looked through.
+        groups = [all_groups] if task.guard > 0 else sorted({*_rungs(all_groups), all_groups})
+        widths = list(_widths(task.k, wide, 2.0 if hashed else 1.5))
+        chosen: dict[_Setting, None] = {}
         safer = 0
         for probes in rungs[low:]:
-            sure = at(probes, wide).bound >= task.promised
-            safer += sure
-            for rescore in _widths(task.k, wide, 2.0 if hashed else 1.5):
-                if at(probes, rescore).mean >= task.promised:
-                    chosen.append((probes, rescore))
-                    if at(probes, rescore).bound >= task.promised or not sure:
-                        break
-            if safer > _SAFER or at(probes, wide).mean == 1.0:
+            best = at(_Setting(probes, all_groups, wide))
+            safer += best.bound >= task.promised
+            for some in fewest([_Setting(probes, count, wide) for count in groups]):
+                chosen |= dict.fromkeys(
+                    fewest([_Setting(probes, some.groups, width) for width in widths])
+                )
+            if safer > _SAFER or best.mean == 1.0:
                 break
-        chosen.sort(key=lambda key: (-known[key].mean, -key[0], -key[1]))
-        return [index.with_attributes(probes=p, rescore=r) for p, r in chosen]
+        order = sorted(chosen, key=lambda setting: (-known[setting].mean, *(-n for n in setting)))
+        return [setting.of(index) for setting in order]
 
     def _judged(self, proposals: Sequence[Index]) -> list[tuple[Index, Trial]]:
         """Test settings in order on the other half, until one does not keep the promise."""

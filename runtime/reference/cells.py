@@ -4,6 +4,10 @@ A cell's score is what its centroid scores in int8, plus the mean of its biases,
 its spread: the root of the squared spread of its weights times the hidden vector's norm, and of its
 biases. The cells of the greatest scores are searched: their
 rows are scored in int8, and the best of those in fp32.
+
+Cells are looked for in groups, which lie one after the other. A group's score is what the mean of
+its centroids scores in int8, plus what its biases add, plus its spread times the hidden vector's
+norm. Only the centroids of the groups of the greatest scores are looked at.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ def cells_top_k(
     k: int,
     *,
     probes: int = 32,
+    groups: int = 16,
     rescore: int = 32,
     spread: float = 0.0,
     guard: float = 0.0,
@@ -42,6 +47,7 @@ def cells_top_k(
         arrays: of :func:`qcompile.runtime.index.build_cells`.
         k: how many.
         probes: cells that are searched; more where they hold fewer than k rows.
+        groups: those that cells are looked for in; all where they hold too few, and with a guard.
         rescore: rows that are scored in fp32; k where that is more.
         spread: multiple of a cell's spread that counts for it.
         guard: where it is not 0, further cells are searched while the score of one, with this
@@ -51,7 +57,7 @@ def cells_top_k(
     scores = np.empty((len(hidden), k), np.float32)
     ids = np.empty((len(hidden), k), np.int64)
     for i, x in enumerate(hidden):
-        rows = search.rows_of(x, probes, np.float32(spread), np.float32(guard))
+        rows = search.rows_of(x, probes, groups, np.float32(spread), np.float32(guard))
         if len(rows) < k:
             rows = np.arange(len(weight))
         scores[i], best = head.linear_top_k(x, weight[rows], bias[rows], k)
@@ -78,6 +84,12 @@ class _Search:
         self.row_bias = np.where(self.row_ids < 0, -np.inf, row_bias).astype(np.float32)
         cells = len(arrays["centroid_scale"])
         self.centroids = unpack(arrays["centroids"], cells, depth)
+        self.groups = unpack(arrays["group_centroids"], len(arrays["group_scale"]), depth)
+        blocks = arrays["group_offsets"].astype(np.int64)
+        self.group_of = np.repeat(
+            np.arange(len(self.groups)), (blocks[1:] - blocks[:-1]) * ops.BLOCK_ROWS
+        )
+        self.group_of = self.group_of[:cells]
         offsets = arrays["offsets"].astype(np.int64) * ops.BLOCK_ROWS
         cell_of = np.repeat(np.arange(cells), offsets[1:] - offsets[:-1])
         self.cell_of = np.where(self.row_ids < 0, -1, cell_of)
@@ -89,7 +101,12 @@ class _Search:
         self.bias_spread = _as_float(np.sqrt(squares / counts))
 
     def rows_of(
-        self, x: NDArray[np.float32], probes: int, spread: np.float32, guard: np.float32
+        self,
+        x: NDArray[np.float32],
+        probes: int,
+        groups: int,
+        spread: np.float32,
+        guard: np.float32,
     ) -> NDArray[np.int64]:
         """Return the rows to be scored in fp32, ascending; none for a vector without a norm."""
         arrays = self.arrays
@@ -105,6 +122,14 @@ class _Search:
         deviation = _as_float(np.sqrt(weights * weights + biases * biases))
         order = np.argsort(-(cell_score + spread * deviation), kind="stable")
         probes = min(probes, len(order))
+        if guard == 0 and groups < len(self.groups):
+            promise = _scores(self.groups, values, arrays["group_scale"] * scale)
+            promise = promise + arrays["group_bias"]
+            reach = promise + norm * arrays["group_spread"]
+            best_groups = np.argsort(-reach, kind="stable")[:groups]
+            among = order[np.isin(self.group_of[order], best_groups)][:probes]
+            if np.isin(self.cell_of, among).sum() >= self.k:
+                order, probes = among, len(among)
         while np.isin(self.cell_of, order[:probes]).sum() < self.k and probes < len(order):
             probes = min(2 * probes, len(order))
         row_score = _scores(self.rows, values, arrays["scale"] * scale) + self.row_bias

@@ -49,7 +49,7 @@ def write_models(folder: Path) -> None:
             model = make_model(operator, arrays, shape=("batch", "time", 50), k=5, opset=opset)
             write(folder / f"{operator.name}-opset{opset}.onnx", model, hidden, outputs)
     # With every cell searched the answers are exact, too.
-    index = build_cells(weight, bias).with_attributes(probes=len(weight))
+    index = build_cells(weight, bias).with_attributes(probes=len(weight), groups=len(weight))
     for opset in OPSETS:
         model = top_k_model(weight, bias, 5, index, opset=opset)
         path = folder / f"{ops.LINEAR_TOP_K.name}-cells-opset{opset}.onnx"

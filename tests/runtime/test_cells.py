@@ -1,5 +1,7 @@
 """Search in learned cells: the kernels against NumPy, and what is built."""
 
+import itertools
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -55,6 +57,8 @@ def test_search_equals_the_reference(rows, depth, nonnegative):
         search = {"probes": probes, "rescore": 20}
         assert_as_reference(weight, bias, hidden, index, min(rows, 7), **search)
         assert_as_reference(weight, bias, hidden, index, 1, spread=1.5, guard=2.0, **search)
+        for groups in (1, 3):
+            assert_as_reference(weight, bias, hidden, index, 1, groups=groups, spread=1.0, **search)
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,17 +67,20 @@ def test_search_equals_the_reference(rows, depth, nonnegative):
     st.integers(1, 40),
     st.integers(1, 40),
     st.integers(0, 2**32 - 1),
-    st.sampled_from([0.0, 1.0, 4.0]),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.0, 1.0, 4.0]),
     st.booleans(),
 )
-def test_search_equals_the_reference_whatever_the_layer(rows, depth, probes, seed, guard, coarse):
+def test_search_equals_the_reference_whatever_the_layer(
+    rows, depth, probes, seed, groups, guard, coarse
+):
     weight, bias, hidden = make_layer(rows, depth, queries=3, seed=seed)
     if coarse:  # many exact ties
         weight, bias, hidden = np.rint(weight), np.rint(bias), np.rint(hidden)
     rng = np.random.default_rng(seed)
     index = build_cells(weight, bias, cells=int(rng.integers(1, rows + 1)), seed=seed)
     k = int(rng.integers(1, rows + 1))
-    assert_as_reference(weight, bias, hidden, index, k, probes=probes, guard=guard)
+    assert_as_reference(weight, bias, hidden, index, k, probes=probes, groups=groups, guard=guard)
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])
@@ -81,7 +88,7 @@ def test_all_cells_and_rows_give_the_exact_answer(k):
     weight, bias, hidden = make_layer(1000, 40)
     layer = load(weight, bias, build_cells(weight, bias))
     expected = head.linear_top_k(hidden, weight, bias, k)
-    found = layer.top_k(hidden, k, probes=1000, rescore=1000)
+    found = layer.top_k(hidden, k, probes=1000, groups=1000, rescore=1000)
     np.testing.assert_array_equal(found[1], expected[1])
     np.testing.assert_array_equal(found[0], expected[0])
 
@@ -104,7 +111,7 @@ def test_rows_that_are_all_the_same(make):
     index = build_cells(weight, bias)
     hidden = np.array([[1, 2, 3, 4, 5], [0, 0, 0, 0, 0]], np.float32)
     assert_as_reference(weight, bias, hidden, index, 6, probes=2)
-    found = load(weight, bias, index).top_k(hidden, 6, probes=100, rescore=100)
+    found = load(weight, bias, index).top_k(hidden, 6, probes=100, groups=100, rescore=100)
     np.testing.assert_array_equal(found[1], head.linear_top_k(hidden, weight, bias, 6)[1])
 
 
@@ -114,7 +121,7 @@ def test_biases_that_are_not_finite():
     index = build_cells(weight, bias)
     for k in (1, 8, 700):
         assert_as_reference(weight, bias, hidden, index, k, probes=10, rescore=900)
-    everything = load(weight, bias, index).top_k(hidden, 3, probes=900, rescore=900)
+    everything = load(weight, bias, index).top_k(hidden, 3, probes=900, groups=900, rescore=900)
     np.testing.assert_array_equal(everything[1], head.linear_top_k(hidden, weight, bias, 3)[1])
 
 
@@ -161,8 +168,9 @@ def test_a_guard_keeps_recall_on_shifted_inputs(kind):
 def test_building_is_deterministic(threads, isa):
     weight, bias, _ = make_layer(3000, 33)
     expected = build_cells(weight, bias, seed=5, threads=1).arrays
-    found = _core.build_cells(weight, bias, len(expected["cell_bias"]) + 20, 5, threads, None, isa)
-    again = _core.build_cells(weight, bias, len(expected["cell_bias"]) + 20, 5, 1, None, "scalar")
+    cells = len(expected["cell_bias"]) + 20
+    found = _core.build_cells(weight, bias, cells, 5, threads, None, isa)
+    again = _core.build_cells(weight, bias, cells, 5, 1, None, "scalar")
     for name, array in again.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
 
@@ -179,10 +187,17 @@ def test_what_is_built():
     np.testing.assert_array_equal(arrays["scale"][places], packed.scale[ids[places]])
     np.testing.assert_array_equal(arrays["error"][places], packed.error[ids[places]])
     assert not rows[ids < 0].any() and not arrays["scale"][ids < 0].any()
+    blocks = arrays["group_offsets"].astype(int)
+    assert 10 < len(blocks) - 1 <= 20
     cells = len(arrays["cell_bias"])
-    assert 150 < cells <= 200
+    assert cells == 16 * blocks[-1] == 16 * len(arrays["centroids"])
+    filled = np.flatnonzero(np.diff(arrays["offsets"].astype(int)))
+    assert 150 < len(filled) <= 200
+    empty = np.setdiff1d(np.arange(cells), filled)
+    assert (arrays["cell_bias"][empty] == np.finfo(np.float32).min).all()
+    assert not arrays["cell_spread"][empty].any() and not arrays["centroid_scale"][empty].any()
     means = []
-    for cell in range(cells):
+    for cell in filled:
         begin, end = (int(at) * 16 for at in arrays["offsets"][cell : cell + 2])
         members = ids[begin:end][ids[begin:end] >= 0]
         assert end - begin - len(members) < 16
@@ -192,12 +207,25 @@ def test_what_is_built():
         spread = np.sqrt(np.square(weight[members] - mean).mean())
         np.testing.assert_allclose(arrays["cell_spread"][cell], spread, rtol=1e-5)
     quantised = unpack(arrays["centroids"], cells, 30) * arrays["centroid_scale"][:, None]
-    np.testing.assert_allclose(quantised, means, atol=0.02)
+    np.testing.assert_allclose(quantised[filled], means, atol=0.02)
+    groups = unpack(arrays["group_centroids"], len(blocks) - 1, 30)
+    groups = groups * arrays["group_scale"][:, None]
+    for group, (begin, end) in enumerate(itertools.pairwise(16 * blocks)):
+        of = (filled >= begin) & (filled < end)
+        assert 0 <= end - begin - of.sum() < 16
+        mean = np.array(means)[of].mean(axis=0)
+        np.testing.assert_allclose(groups[group], mean, atol=0.02)
+        biases = arrays["cell_bias"][filled[of]]
+        np.testing.assert_allclose(
+            arrays["group_bias"][group], biases.mean() + biases.std(), atol=1e-5
+        )
+        spread = np.sqrt(np.square(np.array(means)[of] - mean).mean())
+        np.testing.assert_allclose(arrays["group_spread"][group], spread, rtol=1e-4, atol=1e-6)
     # Rows lie in the cell whose centroid is nearest, but for the last move of the centroids.
     distance = np.square(weight[:, None] - np.array(means)).sum(axis=2)
     cell_of = np.repeat(np.arange(cells), np.diff(arrays["offsets"].astype(int)) * 16)
     own = np.empty(3001, int)
-    own[ids[places]] = cell_of[places]
+    own[ids[places]] = np.searchsorted(filled, cell_of[places])
     assert (distance.argmin(axis=1) == own).mean() > 0.8
 
 
@@ -274,6 +302,11 @@ HOSTILE = {
     "centroid_scale": lambda a: a[:-1],
     "cell_bias": lambda a: np.full_like(a, np.inf),
     "cell_spread": lambda a: -1 - a,
+    "group_offsets": lambda a: a[::-1],
+    "group_centroids": lambda a: a[:, 1:],
+    "group_scale": lambda a: -1 - a,
+    "group_bias": lambda a: np.full_like(a, np.nan),
+    "group_spread": lambda a: a[1:],
 }
 
 
@@ -289,7 +322,14 @@ def test_arrays_that_do_not_fit_are_refused(saved, name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("probes", 0), ("rescore", -1), ("spread", -1.0), ("guard", np.inf), ("mode", "shells")],
+    [
+        ("probes", 0),
+        ("groups", 0),
+        ("rescore", -1),
+        ("spread", -1.0),
+        ("guard", np.inf),
+        ("mode", "shells"),
+    ],
 )
 def test_attributes_out_of_range_are_refused(saved, tmp_path, name, value):
     weight, bias, _ = make_layer(500, 30)
@@ -310,5 +350,5 @@ def test_a_wrong_number_of_inputs_is_refused(saved):
     node = model.graph[-1]
     node.resize_inputs(9)
     ir.save(model, path)
-    with pytest.raises(Exception, match="LinearTopK 'head': 9 inputs, expected 12 in mode cells"):
+    with pytest.raises(Exception, match="LinearTopK 'head': 9 inputs, expected 17 in mode cells"):
         onnxruntime.InferenceSession(path, qcompile.session_options())

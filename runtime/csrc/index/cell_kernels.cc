@@ -34,7 +34,7 @@ LanePeaks lane_peaks(Isa isa) {
   return isa == Isa::kAvx2 ? peaks_avx2 : peaks_avx512;
 }
 
-CellKernel cell_kernel(Isa isa, int64_t) {
+CellKernel cell_kernel(Isa isa) {
   if (isa == Isa::kScalar) return cell_scores_scalar;
   return isa == Isa::kAvx2 ? cell_scores_avx2 : cell_scores_avx512;
 }
@@ -44,14 +44,14 @@ NotBelow not_below(Isa isa) {
   return isa == Isa::kAvx2 ? not_below_avx2 : not_below_avx512;
 }
 
-void cell_scores_scalar(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list,
                         const EncodedQueries& queries, float* scores) {
   for (int64_t query = 0; query < queries.count; ++query) {
     const uint8_t* x = queries.values + query * queries.stride;
-    for (int64_t i = 0; i < listed; ++i) {
+    for (int64_t i = 0; i < list.count; ++i) {
       const int8_t* rows = blocks.block(list[i]);
       const BlockTerms& terms = blocks.terms[list[i]];
-      float* out = scores + (query * listed + i) * kBlockRows;
+      float* out = scores + (query * list.count + i) * kBlockRows;
       for (int lane = 0; lane < kBlockRows; ++lane) {
         int32_t sum = 0;
         for (int64_t step = 0; step < blocks.steps; ++step) {

@@ -25,6 +25,17 @@ struct PackedBlocks {
   const int8_t* block(int64_t index) const { return values + index * steps * kStepBytes; }
 };
 
+// Blocks to be scored, and how many the array names after them: those come next, so kernels ask for
+// their memory.
+struct BlockList {
+  const int32_t* blocks;
+  int64_t count;
+  int64_t following = 0;
+
+  int32_t operator[](int64_t index) const { return blocks[index]; }
+  int64_t known() const { return count + following; }
+};
+
 // Encoded queries; see index/query.h.
 struct EncodedQueries {
   const uint8_t* values;  // 4 * steps bytes each
@@ -34,18 +45,17 @@ struct EncodedQueries {
 };
 
 // Writes float(q.x) * (row.scale * query.scale) + row.bias of every row of the listed blocks into
-// scores [count, listed * 16].
-using CellKernel = void (*)(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+// scores [count, list.count * 16].
+using CellKernel = void (*)(const PackedBlocks& blocks, const BlockList& list,
                             const EncodedQueries& queries, float* scores);
 
-// The kernel for `count` queries at a time.
-CellKernel cell_kernel(Isa isa, int64_t count);
+CellKernel cell_kernel(Isa isa);
 
-void cell_scores_scalar(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list,
                         const EncodedQueries& queries, float* scores);
-QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const BlockList& list,
                               const EncodedQueries& queries, float* scores);
-QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const BlockList& list,
                                   const EncodedQueries& queries, float* scores);
 
 // Bits of the scores [64] that are not below `bar`.

@@ -22,9 +22,9 @@ QC_AVX2 inline void store_scores(__m256i sums, const BlockTerms& terms, int lane
 
 }  // namespace
 
-QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const BlockList& list,
                               const EncodedQueries& queries, float* scores) {
-  for (int64_t i = 0; i < listed; ++i) {
+  for (int64_t i = 0; i < list.count; ++i) {
     const int8_t* rows = blocks.block(list[i]);
     const BlockTerms& terms = blocks.terms[list[i]];
     for (int64_t query = 0; query < queries.count; ++query) {
@@ -38,7 +38,7 @@ QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const int32_t* list, i
         low = multiply_add(low, _mm256_loadu_si256(source), values);
         high = multiply_add(high, _mm256_loadu_si256(source + 1), values);
       }
-      float* out = scores + (query * listed + i) * kBlockRows;
+      float* out = scores + (query * list.count + i) * kBlockRows;
       store_scores(low, terms, 0, queries.scales[query], out);
       store_scores(high, terms, 8, queries.scales[query], out);
     }

@@ -21,20 +21,24 @@ QC_AVX512 inline void store_scores(__m512i sums, const BlockTerms& terms, float 
   _mm512_storeu_ps(out, _mm512_add_ps(product, _mm512_load_ps(terms.bias)));
 }
 
-// kBlocks blocks from all over the memory; asks for those that come next, which no hardware
-// guesses.
+// Asks for the terms of a block that comes next, which no hardware guesses.
+QC_AVX512 inline void ask_for_terms(const BlockTerms& terms) {
+  for (size_t at = 0; at < sizeof terms; at += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(&terms) + at);
+  }
+}
+
+// kBlocks blocks from all over the memory; asks for those that come next.
 template <int kQueries, int kBlocks>
-QC_AVX512 void tile_of(const PackedBlocks& blocks, const int32_t* list, int64_t at, int64_t listed,
+QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_t at,
                        const EncodedQueries& queries, int64_t query, float* scores) {
   const int8_t *rows[kBlocks], *next[kBlocks];
   __m512i sums[kQueries][kBlocks];
   for (int b = 0; b < kBlocks; ++b) {
-    const int64_t ahead = at + kBlocks + b < listed ? list[at + kBlocks + b] : list[at + b];
+    const int32_t ahead = list[at + kBlocks + b < list.known() ? at + kBlocks + b : at + b];
     rows[b] = blocks.block(list[at + b]);
     next[b] = blocks.block(ahead);
-    for (int line = 0; line < 3; ++line) {
-      __builtin_prefetch(reinterpret_cast<const char*>(blocks.terms + ahead) + line * 64);
-    }
+    ask_for_terms(blocks.terms[ahead]);
     const __m512i start = _mm512_load_si512(blocks.terms[list[at + b]].correction);
     for (int q = 0; q < kQueries; ++q) sums[q][b] = start;
   }
@@ -53,7 +57,7 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const int32_t* list, int64_t 
     }
   }
   for (int q = 0; q < kQueries; ++q) {
-    float* out = scores + ((query + q) * listed + at) * kBlockRows;
+    float* out = scores + ((query + q) * list.count + at) * kBlockRows;
     for (int b = 0; b < kBlocks; ++b) {
       store_scores(sums[q][b], blocks.terms[list[at + b]], queries.scales[query + q],
                    out + b * kBlockRows);
@@ -62,31 +66,27 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const int32_t* list, int64_t 
 }
 
 template <int kQueries, int kBlocks>
-QC_AVX512 void blocks_of(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+QC_AVX512 void blocks_of(const PackedBlocks& blocks, const BlockList& list,
                          const EncodedQueries& queries, int64_t query, float* scores) {
   int64_t at = 0;
-  for (; at + kBlocks <= listed; at += kBlocks) {
-    tile_of<kQueries, kBlocks>(blocks, list, at, listed, queries, query, scores);
+  for (; at + kBlocks <= list.count; at += kBlocks) {
+    tile_of<kQueries, kBlocks>(blocks, list, at, queries, query, scores);
   }
-  for (; at < listed; ++at) {
-    tile_of<kQueries, 1>(blocks, list, at, listed, queries, query, scores);
-  }
+  for (; at < list.count; ++at) tile_of<kQueries, 1>(blocks, list, at, queries, query, scores);
 }
 
 }  // namespace
 
-QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const int32_t* list, int64_t listed,
+QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const BlockList& list,
                                   const EncodedQueries& queries, float* scores) {
   int64_t query = 0;
   for (; query + 4 <= queries.count; query += 4) {
-    blocks_of<4, 4>(blocks, list, listed, queries, query, scores);
+    blocks_of<4, 4>(blocks, list, queries, query, scores);
   }
   for (; query + 2 <= queries.count; query += 2) {
-    blocks_of<2, 4>(blocks, list, listed, queries, query, scores);
+    blocks_of<2, 4>(blocks, list, queries, query, scores);
   }
-  for (; query < queries.count; ++query) {
-    blocks_of<1, 4>(blocks, list, listed, queries, query, scores);
-  }
+  for (; query < queries.count; ++query) blocks_of<1, 4>(blocks, list, queries, query, scores);
 }
 
 QC_AVX512 uint64_t not_below_avx512(const float* scores, float bar) {

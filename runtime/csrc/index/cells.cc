@@ -19,6 +19,18 @@ constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max() / kBlockRows
                               "] is " + found + ", expected " + expected);
 }
 
+// Offsets [count + 1] have to rise from 0 to `end`.
+void require_offsets(const char* name, const uint32_t* offsets, int64_t count, int64_t end,
+                     const char* of) {
+  if (offsets[0] != 0) refuse(name, 0, std::to_string(offsets[0]), "0");
+  const std::string all = "the " + std::to_string(end) + " blocks of input '" + of + "'";
+  for (int64_t i = 0; i < count; ++i) {
+    if (offsets[i + 1] >= offsets[i] && offsets[i + 1] <= end) continue;
+    refuse(name, i + 1, std::to_string(offsets[i + 1]), std::to_string(offsets[i]) + " to " + all);
+  }
+  if (offsets[count] != end) refuse(name, count, std::to_string(offsets[count]), all);
+}
+
 void require_finite(const char* name, const float* values, int64_t count, float least) {
   for (int64_t i = 0; i < count; ++i) {
     if (std::isfinite(values[i]) && values[i] >= least) continue;
@@ -41,6 +53,23 @@ void sum_rows(const int8_t* values, int64_t steps, int32_t* correction, int32_t*
     }
     correction[lane] = -128 * sum;
   }
+}
+
+// The terms of packed centroids.
+std::vector<BlockTerms> terms_of(const int8_t* packed, int64_t count, int64_t steps,
+                                 const float* scale, const float* bias) {
+  std::vector<BlockTerms> terms(static_cast<size_t>(block_count(count)));
+  int32_t unused[kBlockRows];
+  for (int64_t block = 0; block < block_count(count); ++block) {
+    BlockTerms& of = terms[static_cast<size_t>(block)];
+    for (int64_t lane = 0; lane < kBlockRows; ++lane) {
+      const int64_t at = block * kBlockRows + lane;
+      of.scale[lane] = at < count ? scale[at] : 0;
+      of.bias[lane] = at < count ? bias[at] : -kInfinity;
+    }
+    sum_rows(packed + block * steps * kStepBytes, steps, of.correction, unused);
+  }
+  return terms;
 }
 
 }  // namespace
@@ -78,18 +107,10 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   });
   norm_ = *std::ranges::max_element(norms);
   error_ = *std::max_element(arrays.error, arrays.error + arrays.blocks * kBlockRows);
-  int32_t unused[kBlockRows];
-  centroid_terms_.resize(static_cast<size_t>(block_count(cells())));
-  for (int64_t cell = 0; cell < block_count(cells()) * kBlockRows; ++cell) {
-    BlockTerms& terms = centroid_terms_[static_cast<size_t>(cell / kBlockRows)];
-    const bool exists = cell < cells();
-    terms.scale[cell % kBlockRows] = exists ? arrays.centroid_scale[cell] : 0;
-    terms.bias[cell % kBlockRows] = exists ? arrays.cell_bias[cell] : -kInfinity;
-  }
-  for (int64_t block = 0; block < block_count(cells()); ++block) {
-    sum_rows(centroids().block(block), steps(),
-             centroid_terms_[static_cast<size_t>(block)].correction, unused);
-  }
+  centroid_terms_ =
+      terms_of(arrays.centroids, cells(), steps(), arrays.centroid_scale, arrays.cell_bias);
+  group_terms_ =
+      terms_of(arrays.group_centroids, groups(), steps(), arrays.group_scale, arrays.group_bias);
 }
 
 void CellIndex::spread_biases() {
@@ -117,21 +138,16 @@ void CellIndex::check_figures() const {
   require_finite("centroid_scale", arrays_.centroid_scale, cells(), 0);
   require_finite("cell_bias", arrays_.cell_bias, cells(), kLowest);
   require_finite("cell_spread", arrays_.cell_spread, cells(), 0);
+  require_finite("group_scale", arrays_.group_scale, groups(), 0);
+  require_finite("group_bias", arrays_.group_bias, groups(), kLowest);
+  require_finite("group_spread", arrays_.group_spread, groups(), 0);
 }
 
 void CellIndex::check_places() {
   const uint32_t* offsets = arrays_.offsets;
-  const auto blocks = static_cast<uint32_t>(arrays_.blocks);
-  if (offsets[0] != 0) refuse("offsets", 0, std::to_string(offsets[0]), "0");
-  for (int64_t cell = 0; cell < cells(); ++cell) {
-    if (offsets[cell + 1] >= offsets[cell] && offsets[cell + 1] <= blocks) continue;
-    refuse("offsets", cell + 1, std::to_string(offsets[cell + 1]),
-           std::to_string(offsets[cell]) + " to the " + std::to_string(blocks) + " blocks");
-  }
-  if (offsets[cells()] != blocks) {
-    refuse("offsets", cells(), std::to_string(offsets[cells()]),
-           "the " + std::to_string(blocks) + " blocks of input 'packed'");
-  }
+  require_offsets("offsets", offsets, cells(), arrays_.blocks, "packed");
+  require_offsets("group_offsets", arrays_.group_offsets, groups(), block_count(cells()),
+                  "centroids");
   std::vector<bool> seen(static_cast<size_t>(dense_.rows));
   sizes_.assign(static_cast<size_t>(cells()), 0);
   int64_t found = 0;

@@ -25,6 +25,12 @@ struct CellArrays {
   const float* centroid_scale = nullptr;  // [cells]
   const float* cell_bias = nullptr;       // [cells]
   const float* cell_spread = nullptr;     // [cells]
+  int64_t groups = 0;
+  const uint32_t* group_offsets = nullptr;  // [groups + 1] first block of centroids of each group
+  const int8_t* group_centroids = nullptr;  // [block_count(groups), step_count, 16, 4]
+  const float* group_scale = nullptr;       // [groups]
+  const float* group_bias = nullptr;        // [groups]
+  const float* group_spread = nullptr;      // [groups]
 };
 
 // Immutable once made, so any number of threads may use one.
@@ -38,6 +44,14 @@ class CellIndex {
   int64_t cells() const { return arrays_.cells; }
   PackedBlocks rows() const { return {arrays_.packed, row_terms_.data(), steps()}; }
   PackedBlocks centroids() const { return {arrays_.centroids, centroid_terms_.data(), steps()}; }
+  int64_t groups() const { return arrays_.groups; }
+  PackedBlocks groups_of_cells() const {
+    return {arrays_.group_centroids, group_terms_.data(), steps()};
+  }
+  const float* group_spread() const { return arrays_.group_spread; }
+  int32_t first_centroids(int64_t group) const {
+    return static_cast<int32_t>(arrays_.group_offsets[group]);
+  }
   int64_t steps() const { return step_count(dense_.depth); }
   int32_t first_block(int64_t cell) const { return static_cast<int32_t>(arrays_.offsets[cell]); }
   int32_t id(uint32_t place) const { return arrays_.row_ids[place]; }
@@ -59,6 +73,7 @@ class CellIndex {
   CellArrays arrays_;
   std::vector<BlockTerms> row_terms_;
   std::vector<BlockTerms> centroid_terms_;
+  std::vector<BlockTerms> group_terms_;
   std::vector<int32_t> sizes_;
   std::vector<float> bias_spread_;
   float error_ = 0, norm_ = 0;
@@ -67,6 +82,7 @@ class CellIndex {
 struct CellSearch {
   int64_t k = 1;
   int64_t probes = 1;   // cells that are searched
+  int64_t groups = 1;   // groups of cells among which they are looked for; all with a guard
   int64_t rescore = 1;  // best rows of those that are scored in fp32; k at least
   // Multiple of a cell's spread that counts for it. The spread is the square root of the sum of two
   // squares: that of its weights times the query's norm, and that of its biases.
@@ -77,10 +93,11 @@ struct CellSearch {
 };
 
 // The k largest scores of rows in the cells of the greatest scores, for each of `count` hidden
-// vectors [count, depth]: into scores and ids [count, k], ordered as by linear_top_k. As many more
-// cells are searched as it takes to find k rows. A vector with NaN or infinity, or one for which
-// fewer than k rows have a score above minus infinity, gets what linear_top_k finds. The result
-// does not depend on the instruction set, the number of threads or the other vectors. Throws
+// vectors [count, depth]: into scores and ids [count, k], ordered as by linear_top_k. The cells are
+// looked for in the groups of the greatest scores, or in all where those hold too few rows; as many
+// more cells are searched as it takes to find k rows. A vector with NaN or infinity, or one for
+// which fewer than k rows have a score above minus infinity, gets what linear_top_k finds. The
+// result does not depend on the instruction set, the number of threads or the other vectors. Throws
 // std::invalid_argument unless 1 <= k <= rows.
 void cells_top_k(const CellIndex& index, const CellSearch& search, const float* hidden,
                  int64_t count, float* scores, int64_t* ids, const Executor& executor,

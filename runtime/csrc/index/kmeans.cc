@@ -124,12 +124,12 @@ class Nearest {
     LaneBest best[kRowsTogether];
     for (LaneBest& each : best) each = LaneBest{lowest, LaneInts{}};
     const EncodedQueries queries{gathered_.data(), rows_.stride, scales, count};
-    const CellKernel kernel = cell_kernel(isa_, count);
+    const CellKernel kernel = cell_kernel(isa_);
     const int64_t blocks = block_count(centroids_.count());
     for (int64_t first = 0; first < blocks; first += kBlocksTogether) {
       const int64_t listed = std::min(kBlocksTogether, blocks - first);
       std::iota(list_.begin(), list_.end(), static_cast<int32_t>(first));
-      kernel(centroids_.blocks(), list_.data(), listed, queries, scores_.data());
+      kernel(centroids_.blocks(), {list_.data(), listed}, queries, scores_.data());
       for (int64_t i = 0; i < count; ++i) {
         keep_(scores_.data() + i * listed * kBlockRows, listed, static_cast<int32_t>(first),
               best[i]);
@@ -158,22 +158,6 @@ class Nearest {
   std::vector<int32_t> list_;
   std::vector<float> scores_;
   std::vector<uint8_t> gathered_;
-};
-
-// Places of equal clusters brought together, in order.
-struct Members {
-  std::vector<int64_t> offsets;
-  std::vector<int32_t> places;
-
-  Members(const std::vector<int32_t>& clusters, int64_t count) : offsets(count + 1) {
-    for (int32_t cluster : clusters) ++offsets[static_cast<size_t>(cluster) + 1];
-    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
-    places.resize(clusters.size());
-    std::vector<int64_t> at(offsets.begin(), offsets.end() - 1);
-    for (size_t i = 0; i < clusters.size(); ++i) {
-      places[static_cast<size_t>(at[static_cast<size_t>(clusters[i])]++)] = static_cast<int32_t>(i);
-    }
-  }
 };
 
 class Lloyd {
@@ -235,13 +219,13 @@ class Lloyd {
 
  private:
   void average(const Rows& ids, const Members& members, int64_t cluster, float* mean) const {
-    const int64_t begin = members.offsets[cluster], end = members.offsets[cluster + 1];
-    if (begin == end) return;
+    const std::span<const int32_t> places = members[cluster];
+    if (places.empty()) return;
     std::fill_n(mean, rows_.depth, 0.0f);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* row =
-          weight_ + ids[static_cast<size_t>(members.places[static_cast<size_t>(i)])] * rows_.depth;
-      for (int64_t j = 0; j < rows_.depth; ++j) mean[j] += row[j] / static_cast<float>(end - begin);
+    const auto size = static_cast<float>(places.size());
+    for (int32_t place : places) {
+      const float* row = weight_ + ids[static_cast<size_t>(place)] * rows_.depth;
+      for (int64_t j = 0; j < rows_.depth; ++j) mean[j] += row[j] / size;
     }
   }
 
@@ -253,10 +237,10 @@ class Lloyd {
 
 // `count` shares for groups of these sizes, in proportion, each at least 1 and at most its size.
 std::vector<int64_t> shares(const Members& groups, int64_t count) {
-  const auto size = static_cast<double>(groups.places.size());
+  const auto size = static_cast<double>(groups.total());
   std::vector<int64_t> result;
-  for (size_t g = 0; g + 1 < groups.offsets.size(); ++g) {
-    const int64_t rows = groups.offsets[g + 1] - groups.offsets[g];
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    const int64_t rows = std::ssize(groups[g]);
     const auto fair = static_cast<int64_t>(static_cast<double>(count) * rows / size);
     result.push_back(std::clamp<int64_t>(fair, std::min<int64_t>(rows, 1), rows));
   }
@@ -272,6 +256,18 @@ void close_gaps(std::vector<int32_t>& clusters, int64_t count) {
 }
 
 }  // namespace
+
+Members::Members(const std::vector<int32_t>& clusters, int64_t count)
+    : offsets_(static_cast<size_t>(count) + 1) {
+  for (int32_t cluster : clusters) ++offsets_[static_cast<size_t>(cluster) + 1];
+  std::partial_sum(offsets_.begin(), offsets_.end(), offsets_.begin());
+  places_.resize(clusters.size());
+  std::vector<int64_t> next(offsets_.begin(), offsets_.end() - 1);
+  for (size_t i = 0; i < clusters.size(); ++i) {
+    int64_t& at = next[static_cast<size_t>(clusters[i])];
+    places_[static_cast<size_t>(at++)] = static_cast<int32_t>(i);
+  }
+}
 
 QuantisedRows quantise_rows(const float* weight, int64_t rows, int64_t depth,
                             const Executor& executor, Isa isa) {
@@ -334,8 +330,7 @@ std::vector<int32_t> cluster_rows(const float* weight, const QuantisedRows& rows
       for (int64_t g = begin + from; g < begin + to; ++g) {
         const auto at = static_cast<size_t>(g);
         if (parts[at] == 0) continue;
-        const Rows ids(groups.places.begin() + groups.offsets[at],
-                       groups.places.begin() + groups.offsets[at + 1]);
+        const Rows ids(groups[g].begin(), groups[g].end());
         Centroids own(parts[at], rows.depth);
         const std::vector<int32_t> found =
             alone.run(ids, parts[at], options.fine_rounds,

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
+#include <span>
 #include <vector>
 
 #include "core/isa.h"
@@ -24,6 +26,22 @@ struct QuantisedRows {
 // Throws std::invalid_argument, naming the row, for NaN or infinity.
 QuantisedRows quantise_rows(const float* weight, int64_t rows, int64_t depth,
                             const Executor& executor, Isa isa);
+
+// Places of equal clusters brought together, in order.
+class Members {
+ public:
+  Members(const std::vector<int32_t>& clusters, int64_t count);
+  int64_t count() const { return std::ssize(offsets_) - 1; }
+  int64_t total() const { return std::ssize(places_); }
+  std::span<const int32_t> operator[](int64_t cluster) const {
+    const auto at = static_cast<size_t>(cluster);
+    return {places_.begin() + offsets_[at], places_.begin() + offsets_[at + 1]};
+  }
+
+ private:
+  std::vector<int64_t> offsets_;
+  std::vector<int32_t> places_;
+};
 
 struct ClusterOptions {
   int64_t clusters = 1;

@@ -7,6 +7,9 @@
 
 namespace qcompile::ort {
 
+// VERSION of qcompile/ops.py.
+inline constexpr int kOperatorVersion = 2;
+
 // What a kernel's constructor may ask about its node.
 class NodeInfo {
  public:
@@ -79,7 +82,7 @@ class CustomOp : public OrtCustomOp {
     GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int { return kDefaultMemory; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =
         GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-    GetStartVersion = GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    GetStartVersion = GetEndVersion = [](const OrtCustomOp*) { return kOperatorVersion; };
     CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* table, const OrtKernelInfo* info,
                         void** kernel) {
       const Api api(table);

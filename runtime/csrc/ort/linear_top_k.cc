@@ -18,10 +18,16 @@ enum Input : size_t {
   kCentroidScale,
   kCellBias,
   kCellSpread,
+  kGroupOffsets,
+  kGroupCentroids,
+  kGroupScale,
+  kGroupBias,
+  kGroupSpread,
   kInputs
 };
 constexpr int kInputTypes[] = {kFloat,  kFloat, kFloat, kInt8,  kFloat, kFloat,
-                               kUInt32, kInt32, kInt8,  kFloat, kFloat, kFloat};
+                               kUInt32, kInt32, kInt8,  kFloat, kFloat, kFloat,
+                               kUInt32, kInt8,  kFloat, kFloat, kFloat};
 static_assert(std::size(kInputTypes) == kInputs);
 enum Output : size_t { kScores, kIds, kLogSum, kOutputs };
 constexpr int kOutputTypes[] = {kFloat, kInt64, kFloat};
@@ -77,6 +83,7 @@ LinearTopK::LinearTopK(const NodeInfo& info)
   };
   search_ = {.k = count("k", 1),
              .probes = count("probes", 32),
+             .groups = count("groups", 16),
              .rescore = count("rescore", 32),
              .spread = factor("spread"),
              .guard = factor("guard")};
@@ -139,6 +146,11 @@ void LinearTopK::read_cells(const NodeInfo& info) {
     reject("input 'offsets': expected uint32 [2 or more], found " +
            describe(tensors[kOffsets].shape));
   }
+  const int64_t groups = extent(kGroupOffsets, 1) - 1;
+  if (groups < 1) {
+    reject("input 'group_offsets': expected uint32 [2 or more], found " +
+           describe(tensors[kGroupOffsets].shape));
+  }
   const int64_t places = blocks * kBlockRows;
   require("packed", tensors[kPackedRows], kInt8, {blocks, steps, kBlockRows, kBlockDepth});
   require("scale", tensors[kScale], kFloat, {places});
@@ -150,6 +162,12 @@ void LinearTopK::read_cells(const NodeInfo& info) {
   require("centroid_scale", tensors[kCentroidScale], kFloat, {cells});
   require("cell_bias", tensors[kCellBias], kFloat, {cells});
   require("cell_spread", tensors[kCellSpread], kFloat, {cells});
+  require("group_offsets", tensors[kGroupOffsets], kUInt32, {groups + 1});
+  require("group_centroids", tensors[kGroupCentroids], kInt8,
+          {block_count(groups), steps, kBlockRows, kBlockDepth});
+  require("group_scale", tensors[kGroupScale], kFloat, {groups});
+  require("group_bias", tensors[kGroupBias], kFloat, {groups});
+  require("group_spread", tensors[kGroupSpread], kFloat, {groups});
   try {
     cells_ = std::make_unique<CellIndex>(
         dense,
@@ -163,7 +181,13 @@ void LinearTopK::read_cells(const NodeInfo& info) {
                    .centroids = tensors[kCentroids].as<int8_t>(),
                    .centroid_scale = tensors[kCentroidScale].as<float>(),
                    .cell_bias = tensors[kCellBias].as<float>(),
-                   .cell_spread = tensors[kCellSpread].as<float>()},
+                   .cell_spread = tensors[kCellSpread].as<float>(),
+                   .groups = groups,
+                   .group_offsets = tensors[kGroupOffsets].as<uint32_t>(),
+                   .group_centroids = tensors[kGroupCentroids].as<int8_t>(),
+                   .group_scale = tensors[kGroupScale].as<float>(),
+                   .group_bias = tensors[kGroupBias].as<float>(),
+                   .group_spread = tensors[kGroupSpread].as<float>()},
         SerialExecutor());
   } catch (const std::invalid_argument& error) {
     reject(error.what());

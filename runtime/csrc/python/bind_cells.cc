@@ -42,6 +42,15 @@ nb::dict build(ArrayIn<float> weight, ArrayIn<float> bias, int64_t cells, uint64
   result["centroid_scale"] = to_array(std::move(built.centroid_scale)).cast();
   result["cell_bias"] = to_array(std::move(built.cell_bias)).cast();
   result["cell_spread"] = to_array(std::move(built.cell_spread)).cast();
+  const auto group_blocks = static_cast<size_t>(block_count(std::ssize(built.group_bias)));
+  result["group_offsets"] = to_array(std::move(built.group_offsets)).cast();
+  result["group_centroids"] =
+      to_array(std::move(built.group_centroids),
+               {group_blocks, steps, size_t{kBlockRows}, size_t{kBlockDepth}})
+          .cast();
+  result["group_scale"] = to_array(std::move(built.group_scale)).cast();
+  result["group_bias"] = to_array(std::move(built.group_bias)).cast();
+  result["group_spread"] = to_array(std::move(built.group_spread)).cast();
   return result;
 }
 
@@ -51,10 +60,13 @@ class PyCells {
   PyCells(ArrayIn<float> weight, ArrayIn<float> bias, ArrayIn<int8_t> packed, ArrayIn<float> scale,
           ArrayIn<float> error, ArrayIn<uint32_t> offsets, ArrayIn<int32_t> row_ids,
           ArrayIn<int8_t> centroids, ArrayIn<float> centroid_scale, ArrayIn<float> cell_bias,
-          ArrayIn<float> cell_spread)
-      : floats_{weight, bias, scale, error, centroid_scale, cell_bias, cell_spread},
-        bytes_{packed, centroids},
-        offsets_(offsets),
+          ArrayIn<float> cell_spread, ArrayIn<uint32_t> group_offsets,
+          ArrayIn<int8_t> group_centroids, ArrayIn<float> group_scale, ArrayIn<float> group_bias,
+          ArrayIn<float> group_spread)
+      : floats_{weight,    bias,        scale,       error,      centroid_scale,
+                cell_bias, cell_spread, group_scale, group_bias, group_spread},
+        bytes_{packed, centroids, group_centroids},
+        offsets_{offsets, group_offsets},
         row_ids_(row_ids) {
     const Dense dense = dense_from(weight, bias);
     const int64_t steps = step_count(dense.depth);
@@ -71,18 +83,27 @@ class PyCells {
     require_shape("centroid_scale", centroid_scale, {cells});
     require_shape("cell_bias", cell_bias, {cells});
     require_shape("cell_spread", cell_spread, {cells});
+    require_shape("group_offsets", group_offsets, {-1});
+    const int64_t groups = static_cast<int64_t>(group_offsets.shape(0)) - 1;
+    if (groups < 1) raise_data_error("group_offsets: expected at least one group");
+    require_shape("group_centroids", group_centroids,
+                  {block_count(groups), steps, kBlockRows, kBlockDepth});
+    require_shape("group_scale", group_scale, {groups});
+    require_shape("group_bias", group_bias, {groups});
+    require_shape("group_spread", group_spread, {groups});
     index_ = without_gil([&] {
       return std::make_unique<const CellIndex>(
           dense,
           CellArrays{blocks, cells, packed.data(), scale.data(), error.data(), offsets.data(),
                      row_ids.data(), centroids.data(), centroid_scale.data(), cell_bias.data(),
-                     cell_spread.data()},
+                     cell_spread.data(), groups, group_offsets.data(), group_centroids.data(),
+                     group_scale.data(), group_bias.data(), group_spread.data()},
           OpenMPExecutor());
     });
   }
 
   nb::tuple top_k(ArrayIn<float> hidden, int64_t k, int64_t probes, int64_t rescore, float spread,
-                  float guard, const std::string& isa, int threads) const {
+                  float guard, int64_t groups, const std::string& isa, int threads) const {
     require_shape("hidden", hidden, {-1, index_->dense().depth});
     const int64_t rows = index_->dense().rows;
     if (k < 1 || k > rows) {
@@ -93,7 +114,12 @@ class PyCells {
     std::vector<int64_t> ids(count * width);
     without_gil([&] {
       cells_top_k(*index_,
-                  {.k = k, .probes = probes, .rescore = rescore, .spread = spread, .guard = guard},
+                  {.k = k,
+                   .probes = probes,
+                   .groups = groups,
+                   .rescore = rescore,
+                   .spread = spread,
+                   .guard = guard},
                   hidden.data(), static_cast<int64_t>(count), scores.data(), ids.data(),
                   OpenMPExecutor(threads), choose(isa));
     });
@@ -102,9 +128,9 @@ class PyCells {
   }
 
  private:
-  ArrayIn<float> floats_[7];
-  ArrayIn<int8_t> bytes_[2];
-  ArrayIn<uint32_t> offsets_;
+  ArrayIn<float> floats_[10];
+  ArrayIn<int8_t> bytes_[3];
+  ArrayIn<uint32_t> offsets_[2];
   ArrayIn<int32_t> row_ids_;
   std::unique_ptr<const CellIndex> index_;
 };
@@ -119,16 +145,20 @@ void bind_cells(nb::module_& module) {
   nb::class_<PyCells>(module, "Cells", "An output layer in learned cells.")
       .def(nb::init<ArrayIn<float>, ArrayIn<float>, ArrayIn<int8_t>, ArrayIn<float>, ArrayIn<float>,
                     ArrayIn<uint32_t>, ArrayIn<int32_t>, ArrayIn<int8_t>, ArrayIn<float>,
-                    ArrayIn<float>, ArrayIn<float>>(),
+                    ArrayIn<float>, ArrayIn<float>, ArrayIn<uint32_t>, ArrayIn<int8_t>,
+                    ArrayIn<float>, ArrayIn<float>, ArrayIn<float>>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
            nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
            nb::arg("error").noconvert(), nb::arg("offsets").noconvert(),
            nb::arg("row_ids").noconvert(), nb::arg("centroids").noconvert(),
            nb::arg("centroid_scale").noconvert(), nb::arg("cell_bias").noconvert(),
-           nb::arg("cell_spread").noconvert())
+           nb::arg("cell_spread").noconvert(), nb::arg("group_offsets").noconvert(),
+           nb::arg("group_centroids").noconvert(), nb::arg("group_scale").noconvert(),
+           nb::arg("group_bias").noconvert(), nb::arg("group_spread").noconvert())
       .def("top_k", &PyCells::top_k, nb::arg("hidden").noconvert(), nb::arg("k"), nb::kw_only(),
            nb::arg("probes"), nb::arg("rescore") = 32, nb::arg("spread") = 0.0f,
-           nb::arg("guard") = 0.0f, nb::arg("isa") = "auto", nb::arg("threads") = 1,
+           nb::arg("guard") = 0.0f, nb::arg("groups") = 16, nb::arg("isa") = "auto",
+           nb::arg("threads") = 1,
            "The k best scores found, and their ids, [B, k], of hidden [B, d].");
 }
 

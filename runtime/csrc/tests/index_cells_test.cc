@@ -27,7 +27,13 @@ struct CellLayer {
             built.centroids.data(),
             built.centroid_scale.data(),
             built.cell_bias.data(),
-            built.cell_spread.data()};
+            built.cell_spread.data(),
+            std::ssize(built.group_bias),
+            built.group_offsets.data(),
+            built.group_centroids.data(),
+            built.group_scale.data(),
+            built.group_bias.data(),
+            built.group_spread.data()};
   }
 
   std::vector<float> weight, bias;
@@ -57,10 +63,12 @@ void test_same_on_any_number_of_threads() {
       build_cells(layer.dense, {.clusters = 200}, ThreadExecutor(3), [](double) {});
   EXPECT(again.row_ids == layer.built.row_ids && again.packed == layer.built.packed);
   EXPECT(again.centroids == layer.built.centroids && again.cell_bias == layer.built.cell_bias);
+  EXPECT(again.group_centroids == layer.built.group_centroids);
   const CellIndex index(layer.dense, layer.arrays(), ThreadExecutor(2));
   const std::vector<float> hidden = normal_values(33 * 30, 5);
   for (float guard : {0.0f, 2.0f}) {
-    const CellSearch how{.k = 5, .probes = 9, .rescore = 30, .spread = 0.5f, .guard = guard};
+    const CellSearch how{
+        .k = 5, .probes = 9, .groups = 7, .rescore = 30, .spread = 0.5f, .guard = guard};
     const Found expected = search(index, how, hidden, SerialExecutor(), Isa::kScalar);
     for (Isa isa : supported_isas()) {
       EXPECT(search(index, how, hidden, ThreadExecutor(3), isa) == expected);
@@ -88,7 +96,7 @@ void test_mutated_indexes(int runs) {
     hostile.dense.bias = hostile.bias.data();
     BuiltCells& b = hostile.built;
     for (unsigned i = 0; i <= random() % 3; ++i) {
-      switch (random() % 10) {
+      switch (random() % 15) {
         case 0:
           mutate(b.packed, random);
           break;
@@ -116,6 +124,21 @@ void test_mutated_indexes(int runs) {
         case 8:
           mutate(b.cell_spread, random);
           break;
+        case 9:
+          mutate(b.group_offsets, random);
+          break;
+        case 10:
+          mutate(b.group_centroids, random);
+          break;
+        case 11:
+          mutate(b.group_scale, random);
+          break;
+        case 12:
+          mutate(b.group_bias, random);
+          break;
+        case 13:
+          mutate(b.group_spread, random);
+          break;
         default:
           mutate(hostile.bias, random);
       }
@@ -124,6 +147,7 @@ void test_mutated_indexes(int runs) {
       const CellIndex index(hostile.dense, hostile.arrays(), SerialExecutor());
       const CellSearch how{.k = static_cast<int64_t>(1 + random() % 301),
                            .probes = static_cast<int64_t>(1 + random() % 30),
+                           .groups = static_cast<int64_t>(1 + random() % 8),
                            .rescore = static_cast<int64_t>(1 + random() % 40),
                            .guard = static_cast<float>(random() % 3)};
       const Isa isa = isas[random() % isas.size()];

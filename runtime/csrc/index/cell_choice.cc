@@ -1,0 +1,111 @@
+#include "index/cell_choice.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace qcompile {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kMost = std::numeric_limits<float>::max();
+
+}  // namespace
+
+void CellChoice::start(const CellIndex& index, const CellSearch& search, Isa isa) {
+  index_ = &index;
+  search_ = &search;
+  isa_ = isa;
+  const int64_t most = std::max(block_count(index.cells()), block_count(index.groups()));
+  while (std::ssize(every_block_) < most) {
+    every_block_.push_back(static_cast<int32_t>(every_block_.size()));
+  }
+}
+
+void CellChoice::choose(const Query& query, const EncodedQueries& encoded) {
+  query_ = &query;
+  encoded_ = &encoded;
+  int64_t probes = std::min(search_->probes, index_->cells());
+  if (!search_all()) {
+    list_groups();
+    score();
+    if (take(probes)) return;
+  }
+  list_all();
+  score();
+  while (!take(probes) && probes < index_->cells()) probes = std::min(2 * probes, index_->cells());
+}
+
+std::span<const uint64_t> CellChoice::others(float least) {
+  for (uint64_t key : cells_) cell_scores_[place_of(key)] = -kInfinity;
+  others_.clear();
+  for (int64_t cell = 0; cell < index_->cells(); ++cell) {
+    const float bound = cell_scores_[static_cast<size_t>(cell)] + search_->guard * deviation(cell);
+    if (bound >= least) others_.push_back(rank_key(bound, static_cast<uint32_t>(cell)));
+  }
+  std::sort(others_.begin(), others_.end(), std::greater<>());
+  return others_;
+}
+
+// The groups' scores have all of the spread of their cells.
+void CellChoice::list_groups() {
+  const int64_t blocks = block_count(index_->groups());
+  scores_.resize(static_cast<size_t>(blocks * kBlockRows));
+  cell_kernel(isa_)(index_->groups_of_cells(), {every_block_.data(), blocks}, *encoded_,
+                    scores_.data());
+  const float* spread = index_->group_spread();
+  for (int64_t group = 0; group < index_->groups(); ++group) {
+    scores_[static_cast<size_t>(group)] += query_->norm * spread[group];
+  }
+  best_.start(search_->groups, search_->groups, 0, isa_);
+  best_.add(scores_.data(), every_block_.data(), blocks);
+  list_.clear();
+  for (uint64_t key : best_.finish()) {
+    if (place_of(key) >= index_->groups()) continue;
+    const int32_t end = index_->first_centroids(place_of(key) + 1);
+    for (int32_t b = index_->first_centroids(place_of(key)); b < end; ++b) list_.push_back(b);
+  }
+}
+
+void CellChoice::list_all() {
+  list_.assign(every_block_.begin(), every_block_.begin() + block_count(index_->cells()));
+}
+
+void CellChoice::score() {
+  cell_scores_.resize(list_.size() * kBlockRows);
+  cell_kernel(isa_)(index_->centroids(), {list_.data(), std::ssize(list_)}, *encoded_,
+                    cell_scores_.data());
+  if (search_->spread == 0) return;
+  promises_ = cell_scores_;
+  for (size_t i = 0; i < promises_.size(); ++i) {
+    const int64_t cell = int64_t{list_[i / kBlockRows]} * kBlockRows + i % kBlockRows;
+    if (cell < index_->cells()) promises_[i] += search_->spread * deviation(cell);
+  }
+}
+
+// Takes the `probes` best cells of those listed; returns whether they hold k rows.
+bool CellChoice::take(int64_t probes) {
+  best_.start(probes, probes, 0, isa_);
+  best_.add(search_->spread == 0 ? cell_scores_.data() : promises_.data(), list_.data(),
+            std::ssize(list_));
+  cells_.clear();
+  int64_t rows = 0;
+  for (uint64_t key : best_.finish()) {
+    if (place_of(key) >= index_->cells()) continue;
+    cells_.push_back(key);
+    rows += index_->size(place_of(key));
+  }
+  std::sort(cells_.begin(), cells_.end(), std::greater<>());
+  return rows >= search_->k;
+}
+
+// How far the scores of a cell's rows spread for this query.
+float CellChoice::deviation(int64_t cell) const {
+  const double weights = static_cast<double>(query_->norm) * index_->spread()[cell];
+  const double biases = index_->bias_spread()[cell];
+  return static_cast<float>(
+      std::min(std::sqrt(weights * weights + biases * biases), static_cast<double>(kMost)));
+}
+
+}  // namespace qcompile

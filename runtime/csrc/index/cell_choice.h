@@ -1,0 +1,50 @@
+// Which cells are searched for a query: those of the best centroids, looked for in the best groups.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "index/best_scores.h"
+#include "index/cells.h"
+#include "index/query.h"
+
+namespace qcompile {
+
+// One thread's choices, one query after the other.
+class CellChoice {
+ public:
+  void start(const CellIndex& index, const CellSearch& search, Isa isa);
+
+  // Chooses for a query that `encoded` holds alone: the `probes` best cells of the best groups if
+  // they hold k rows, otherwise as many of all cells as do.
+  void choose(const Query& query, const EncodedQueries& encoded);
+  // Rank keys of the cells chosen, the best first. Places are cells.
+  std::span<const uint64_t> cells() const { return cells_; }
+  // With a guard: rank keys of the bounds of all cells that were not chosen and reach `least`, the
+  // greatest first.
+  std::span<const uint64_t> others(float least);
+
+ private:
+  bool search_all() const { return search_->guard > 0 || search_->groups >= index_->groups(); }
+  void list_groups();
+  void list_all();
+  void score();
+  bool take(int64_t probes);
+  float deviation(int64_t cell) const;
+
+  const CellIndex* index_ = nullptr;
+  const CellSearch* search_ = nullptr;
+  Isa isa_ = Isa::kScalar;
+  const Query* query_ = nullptr;
+  const EncodedQueries* encoded_ = nullptr;
+  std::vector<int32_t> every_block_;  // 0, 1, 2 …
+  std::vector<float> scores_;         // of the groups
+  std::vector<int32_t> list_;         // of blocks of centroids
+  std::vector<float> cell_scores_;    // of those
+  std::vector<float> promises_;       // the same with the spread that counts
+  std::vector<uint64_t> cells_, others_;
+  BestScores best_;
+};
+
+}  // namespace qcompile

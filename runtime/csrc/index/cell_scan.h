@@ -1,0 +1,62 @@
+// Int8 scores of the rows of cells, for several queries: a cell that more than one asks for is read
+// once.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "index/best_scores.h"
+#include "index/cells.h"
+
+namespace qcompile {
+
+// One thread's scans, one batch of queries after the other. Which queries are scanned together does
+// not change what each finds.
+class CellScan {
+ public:
+  // `queries` have to stay where they are until the next start.
+  void start(const CellIndex& index, const EncodedQueries& queries, Isa isa);
+
+  // Lets `query` search cells, named by the places of rank keys.
+  void ask(int64_t query, std::span<const uint64_t> cells);
+  // Offers the scores of all rows in cells asked for so far to the best of each query [count].
+  void run(BestScores* best);
+
+ private:
+  // A run of the list of blocks and who asks for it.
+  struct Part {
+    int64_t first, blocks;  // of list_
+    int64_t asker, askers;  // of askers_
+  };
+  // Scores of one query that have not been offered yet.
+  struct Waiting {
+    std::vector<float> scores;
+    std::vector<int32_t> list;
+  };
+
+  void divide();
+  void list_cell(int64_t cell);
+  void scan_alone(const Part& part, BestScores& best);
+  void scan_together(const Part& part, BestScores* best);
+  BlockList piece(const Part& part, int64_t at, int64_t most) const;
+  EncodedQueries one(int64_t query) const;
+  EncodedQueries gather(const int32_t* queries, int64_t count);
+  float* add(Waiting& waiting, const BlockList& blocks);
+  void offer(int64_t query, BestScores& best);
+
+  const CellIndex* index_ = nullptr;
+  EncodedQueries queries_{};
+  CellKernel kernel_ = nullptr;
+  std::vector<uint64_t> visits_;  // cell << 32 | query
+  std::vector<int32_t> askers_;   // queries
+  std::vector<int32_t> list_;     // of blocks of rows
+  std::vector<Part> parts_;
+  std::vector<Waiting> waiting_;  // of each query
+  // Of queries that are scored together.
+  std::vector<uint8_t> gathered_;
+  std::vector<float> scales_;
+  std::vector<float> scores_;
+};
+
+}  // namespace qcompile
