@@ -14,7 +14,7 @@ VERSION = 2
 """Version of the operator set, and of the packed weight layout that its operators read."""
 
 BLOCK_ROWS = 16
-"""Rows (classes) of one packed int8 block."""
+"""Rows (classes) of one packed block."""
 
 BLOCK_DEPTH = 4
 """Consecutive coordinates of one row that a packed block stores side by side."""
@@ -53,9 +53,12 @@ class Operator:
 
 _HEAD_INPUTS = (
     "hidden",  # float [..., d]
-    "weight",  # float [N, d], rows for rescoring and for the function body
+    # float [N, d], rows for rescoring and for the function body; LinearTopK also takes bfloat16, or
+    # float [0, d], where the layer is its quantised rows
+    "weight",
     "bias",  # float [N]
-    "packed",  # int8 [ceil(N/16), ceil(d/4), 16, 4], quantised rows; see runtime/reference/index.py
+    # uint8 [planes, ceil(N/16), ceil(d/8), 16, 4], quantised rows; see runtime/reference/index.py
+    "packed",
     "scale",  # float [N], packed row times scale approximates the row
     "error",  # float [N], upper bound of the Euclidean norm of a row's quantisation error
 )
@@ -111,8 +114,8 @@ LINEAR_TOP_K = Operator(
 
 * ``exact``: all, by an int8 scan that keeps what its error bound cannot exclude;
 * ``cells``: those in the learned buckets that promise most, of the groups of buckets that do.
-  Packed rows lie bucket after bucket, each from a new block on, so ``packed`` is [B, ...] and
-  ``scale`` and ``error`` are [16 B];
+  Packed rows lie bucket after bucket, each from a new block on, so ``packed`` is int8
+  [B, ceil(d/4), 16, 4] and ``scale`` and ``error`` are [16 B];
 * ``lsh``: those that share most buckets of hash tables with the hidden vector.
 
 ``exp(scores - log_sum)`` are probabilities. A node that has ``log_sum`` answers in mode ``lsh`` as
@@ -125,6 +128,9 @@ TOP_K_INPUTS = {
     "lsh": len(_HEAD_INPUTS) + len(_BUCKET_INPUTS),
 }
 """How many inputs ``LinearTopK`` has in each mode."""
+
+RESCORE = ("fp32", "bf16", "none")
+"""What a file may keep of a layer's rows beside the packed ones: see ``runtime.index.store``."""
 
 LINEAR_SOFTMAX = Operator(
     name="LinearSoftmax",

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from qcompile import ops
 from qcompile.errors import DataError
 
-__all__ = ["Index", "build_cells", "build_exact", "build_lsh"]
+__all__ = ["Index", "build_cells", "build_exact", "build_lsh", "store"]
 
 Attribute = int | float | str
+_PACKED = ops.LINEAR_TOP_K.inputs[3 : ops.TOP_K_INPUTS["exact"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,76 @@ class Index:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def build_exact(weight: NDArray[np.float32]) -> Index:
+def build_exact(weight: NDArray[np.float32], planes: int = 2) -> Index:
     """Pack ``weight`` [N, d], float32, for the exact scan.
+
+    Args:
+        weight: float32 [N, d].
+        planes: 2, or 1 for the high four bits of each value alone.
 
     Raises:
         DataError: not a non-empty float32 matrix, or a value that is NaN or infinite.
     """
     from qcompile.runtime import _core
 
-    names = ops.LINEAR_TOP_K.inputs[3 : ops.TOP_K_INPUTS["exact"]]
-    return Index("exact", dict(zip(names, _core.pack_rows(weight), strict=True)))
+    return Index("exact", dict(zip(_PACKED, _core.pack_rows(weight, planes), strict=True)))
+
+
+def store(weight: NDArray[np.float32], index: Index, rescore: str) -> tuple[NDArray[Any], Index]:
+    """Give up some of a layer's precision for its size.
+
+    ========  ==================  ===========================  =================
+    rescore   rows                packed rows                  bytes of a value
+    ========  ==================  ===========================  =================
+    ``fp32``  as they are         eight bits                   5
+    ``bf16``  rounded             four bits (cells: eight)     2.5 (cells: 3)
+    ``none``  none                eight bits, the layer's own  1
+    ========  ==================  ===========================  =================
+
+    Args:
+        weight: float32 [N, d].
+        index: of :func:`build_exact`, :func:`build_cells` or :func:`build_lsh` over ``weight``.
+        rescore: one of :data:`qcompile.ops.RESCORE`.
+
+    Returns:
+        The input ``weight`` of ``LinearTopK``, and the index to go with it. What is exact in
+        ``fp32`` is then exact for the rounded rows.
+
+    Raises:
+        DataError: there is no such ``rescore``, none for cells, or a weight is beyond bfloat16.
+    """
+    if rescore not in ops.RESCORE:
+        raise DataError(f"rescore is {rescore!r}, expected one of {', '.join(ops.RESCORE)}.")
+    if rescore == "fp32":
+        return weight, index
+    if rescore == "none":
+        if index.mode == "cells":
+            raise DataError(
+                "rescore 'none' leaves no rows to search in cells; take bf16, or mode exact or lsh."
+            )
+        return np.empty((0, weight.shape[1]), np.float32), index
+    import ml_dtypes
+
+    with np.errstate(over="ignore"):
+        rows = weight.astype(ml_dtypes.bfloat16)
+    rounded = rows.astype(np.float32)
+    if np.isinf(rounded).any():
+        raise DataError("rescore 'bf16': a weight is beyond the largest number of bfloat16.")
+    if index.mode == "cells":
+        # Of rounded rows the packed ones are as good, but off by more.
+        moved = np.linalg.norm((weight - rounded).astype(np.float64), axis=1)
+        return rows, _with_error(index, moved)
+    packed = build_exact(rounded, planes=1).arrays
+    return rows, dataclasses.replace(index, arrays={**index.arrays, **packed})
+
+
+def _with_error(index: Index, moved: NDArray[np.float64]) -> Index:
+    """Add to the errors of an index of cells how far its rows have moved."""
+    ids, error = index.arrays["row_ids"], index.arrays["error"]
+    more = np.where(ids >= 0, moved[ids], 0)
+    raised = np.nextafter((error + more).astype(np.float32), np.float32(np.inf))
+    arrays = {**index.arrays, "error": np.where(more > 0, raised, error)}
+    return dataclasses.replace(index, arrays=arrays)
 
 
 def build_cells(

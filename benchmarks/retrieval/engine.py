@@ -30,12 +30,14 @@ class Engine(ABC):
         threads: with how many it is measured.
         approximate: whether recall is a matter of settings.
         heads: the only heads that it is meant for; ``None`` for all.
+        layout: of the index on disk; another one is built anew.
     """
 
     package = "onnxruntime"
     threads: tuple[int, ...] = (1,)
     approximate = False
     heads: tuple[str, ...] | None = None
+    layout = ""
 
     @abstractmethod
     def build(self, head: Head, place: Path) -> Callable[[], None]:

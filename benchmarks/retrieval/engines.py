@@ -12,6 +12,8 @@ __all__ = ["ENGINES", "missing"]
 
 ENGINES: dict[str, Engine] = {
     "qcompile exact": Ours("exact"),
+    "qcompile exact, bf16": Ours("exact", "bf16"),
+    "qcompile exact, none": Ours("exact", "none"),
     "qcompile cells": Ours("cells"),
     "qcompile lsh": Hashed(),
     "onnxruntime fp32": Standard(graphs.FLOAT),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompile import ops
 from retrieval.engine import Engine, K, Point, Search
 from retrieval.heads import Head
 
@@ -39,10 +40,13 @@ class Standard(Engine):
 class Ours(Engine):
     """The operator LinearTopK in a file that needs the plugin to be fast."""
 
-    def __init__(self, mode: str) -> None:
+    layout = f", layout {ops.VERSION}"
+
+    def __init__(self, mode: str, rescore: str = "fp32") -> None:
         self.mode = mode
+        self.rescore = rescore
         self.approximate = mode != "exact"
-        self.threads = (1,) if self.approximate else (1, 2)
+        self.threads = (1,) if self.approximate or rescore != "fp32" else (1, 2)
 
     def build(self, head: Head, place: Path) -> Callable[[], None]:
         weight, bias = np.asarray(head.weight), np.asarray(head.bias)
@@ -60,8 +64,10 @@ class Ours(Engine):
         import onnx_ir as ir
 
         from qcompile.passes.onnx.head import top_k_model
+        from qcompile.runtime.index import store
 
-        model = top_k_model(weight, bias, K, made)
+        rows, kept = store(weight, made, self.rescore)
+        model = top_k_model(rows, bias, K, kept)
         ir.save(model, place / "model.onnx", external_data="model.onnx.data")
 
     def open(self, head: Head, place: Path, threads: int) -> None:

@@ -34,7 +34,8 @@ class Worker:
         self.engine: Engine = ENGINES[name]
         self.head: Head = load(head, Path(folder))
         self.threads = threads
-        self.place = Path(folder) / "indexes" / head / name.replace(" ", "-")
+        index = (name + self.engine.layout).replace(" ", "-")
+        self.place = Path(folder) / "indexes" / head / index
         self.calls: dict[str, Search] = {}
 
     def build(self) -> dict[str, float]:

@@ -51,6 +51,7 @@ class Head:
         mode: how ``LinearTopK`` searches; ``exact`` as it is put in.
         distribution: what ``LinearTopK`` hands out in place of scores: ``Softmax`` for
             probabilities, ``LogSoftmax`` for their logarithms, else empty.
+        rescore: what it keeps of its rows, one of :data:`qcompile.ops.RESCORE`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Head:
     node: str = ""
     mode: str = "exact"
     distribution: str = ""
+    rescore: str = "fp32"
 
 
 def replace(

@@ -92,6 +92,7 @@ def _export_file(
         seed=options.seed,
         mode=options.mode,
         lsh=_tables(options),
+        rescore=options.rescore,
         progress=progress,
     )
 
@@ -116,6 +117,7 @@ def _export_torch(
         seed=options.seed,
         mode=options.mode,
         lsh=_tables(options),
+        rescore=options.rescore,
         progress=progress,
     )
 

@@ -166,6 +166,13 @@ def _add_export(commands) -> None:
     parser.add_argument("--tables", type=int, metavar="L", help="hash tables of mode lsh")
     parser.add_argument("--hashes", type=int, metavar="K", help="hash codes of one key in mode lsh")
     parser.add_argument("--bucket", type=int, metavar="ROWS", help="rows of a bucket in mode lsh")
+    parser.add_argument(
+        "--rescore",
+        choices=("fp32", "bf16", "none"),
+        default="fp32",
+        help="what a layer of --top-k keeps of its rows: smaller, and exact for rounded rows "
+        "(default fp32: as they are)",
+    )
 
 
 def _add_transform(commands) -> None:

@@ -75,8 +75,7 @@ def finish(
         ExportError: the file fails onnx.checker, does not load, or differs from the reference.
     """
     say("writing")
-    modes = {head.name: head.mode for head in plan.heads}
-    describe(plan.model, plan.report, plan.choices, modes)
+    describe(plan.model, plan.report, plan.choices, plan.heads)
     save(plan.model, stage, plan.external_above)
     _check(plan, stage)
     result = ExportResult(

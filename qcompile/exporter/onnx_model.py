@@ -21,6 +21,7 @@ from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, check_mode, 
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.probing import survive
 from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
+from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
 from qcompile.exporter.sessions import Feeds, Session, brief
 from qcompile.exporter.verify import Expectation
@@ -49,6 +50,7 @@ def export_onnx(
     seed: int = 0,
     mode: str | None = None,
     lsh: LSH | None = None,
+    rescore: str = "fp32",
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Replace the huge output layers of an ONNX file by fused operators.
@@ -80,6 +82,9 @@ def export_onnx(
         mode: how a layer that hands out the best searches: ``exact``, ``cells`` or ``lsh``.
             ``None`` for the fastest that keeps ``recall``, or ``exact`` where nothing is promised.
         lsh: hash tables for mode ``lsh``; those of ``qcompile.LSH()`` where that mode is asked for.
+        rescore: what a layer that hands out the best keeps of its rows: ``fp32``, ``bf16`` or
+            ``none``, in which case its quantised rows are the layer. Smaller, and exact for the
+            rounded rows.
         progress: called with a line of text at every step.
 
     Raises:
@@ -94,6 +99,7 @@ def export_onnx(
         raise ExportError(f"{output}: this is the source; name another file for the result.")
     say = progress or (lambda line: None)
     check_promise(recall, calibration, mode)
+    check_rescore(rescore)
     say(f"reading {source}")
     model = read_onnx(source)
     outside = external_files(model)
@@ -113,6 +119,7 @@ def export_onnx(
             inputs = calls[0] if inputs is None else inputs
         elif mode in MODES[1:]:
             set_mode(model, heads, str(mode), tables, seed, report)
+        keep_rows(model, heads, rescore, report)
         if verify or measure:
             reference = _reference(source, model, heads, stage, top_k, inputs)
             reference.calls = calls[:MOST_TIMED]

@@ -23,6 +23,7 @@ from qcompile.errors import ExportError, PassError
 from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, keep, set_mode
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.onnx_model import calls_of, check_promise, expectations
+from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
 from qcompile.exporter.sessions import Feeds
 from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
@@ -56,6 +57,7 @@ def export(
     seed: int = 0,
     mode: str | None = None,
     lsh: LSH | None = None,
+    rescore: str = "fp32",
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Write ``model`` as an ONNX file for plain onnxruntime.
@@ -92,6 +94,9 @@ def export(
         mode: how a layer that hands out the best searches: ``exact``, ``cells`` or ``lsh``.
             ``None`` for the fastest that keeps ``recall``, or ``exact`` where nothing is promised.
         lsh: hash tables for mode ``lsh``; those of a sparse output layer are its own by default.
+        rescore: what a layer that hands out the best keeps of its rows: ``fp32``, ``bf16`` or
+            ``none``, in which case its quantised rows are the layer. Smaller, and exact for the
+            rounded rows.
         progress: called with a line of text at every step.
 
     Raises:
@@ -104,6 +109,7 @@ def export(
     path = Path(path)
     say = progress or (lambda line: None)
     check_promise(recall, calibration, mode)
+    check_rescore(rescore)
     _check_finite(model)
     arguments = split(model, example_inputs)
     with evaluation_copy(model) as (module, call), staging(path) as stage:
@@ -125,6 +131,7 @@ def export(
         elif mode in MODES[1:]:
             tables = tables or [Tables(LSH())]
             set_mode(onnx_model, heads, str(mode), tables, seed, report)
+        keep_rows(onnx_model, heads, rescore, report)
         reference = Reference([], before.path)
         if verify or measure:
             cases = _cases(call, arguments, varying(program), names, heads, top_k, report)

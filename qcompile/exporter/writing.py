@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import qcompile
 from qcompile.calibration.choice import Choice
 from qcompile.errors import ExportError
 from qcompile.exporter.reading import external_files
+from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
 
 EXTERNAL_ABOVE = 1_900_000_000
@@ -36,6 +37,10 @@ _RECALL_MEANING = (
     "all scores in fp32."
 )
 
+_ROUNDED = (
+    "layers keep their rows rounded, to bfloat16 (bf16) or to eight bits (none), and what is said "
+    "of their best scores holds for those of the rounded rows; qcompile.report tells which layers."
+)
 _MEASURED = (
     "share of the k best scores that are found with the plugin, measured on calibration inputs "
     "that had no part in the search; qcompile.calibration has the intervals. Without the plugin "
@@ -129,7 +134,7 @@ def check(path: Path) -> str | None:
 
 
 def describe(
-    model: ir.Model, report: Report, choices: Mapping[str, Choice], modes: Mapping[str, str]
+    model: ir.Model, report: Report, choices: Mapping[str, Choice], heads: Sequence[Head]
 ) -> None:
     """Set the metadata and the IR version of an exported model.
 
@@ -137,8 +142,10 @@ def describe(
         model: the model.
         report: what the passes did.
         choices: what calibration chose, by name of the layer.
-        modes: how each layer searches, by its name.
+        heads: the layers that were replaced.
     """
+    modes = {head.name: head.mode for head in heads}
+    forms = sorted({head.rescore for head in heads if head.rescore != "fp32"})
     approximate = sorted({mode for mode in modes.values() if mode != "exact"})
     recalls = [choice.recall.mean for choice in choices.values()]
     measured = all(name in choices for name, mode in modes.items() if mode != "exact")
@@ -158,8 +165,11 @@ def describe(
             "qcompile.mode": ", ".join(approximate) or "exact",
             "qcompile.recall": recall,
             "qcompile.recall.meaning": _MEASURED if approximate else _RECALL_MEANING,
+            "qcompile.rescore": ", ".join(forms) or "fp32",
         }
     )
+    if forms:
+        model.metadata_props["qcompile.rescore.meaning"] = _ROUNDED
     if choices:
         told = {name: choice.to_dict() for name, choice in choices.items()}
         model.metadata_props["qcompile.calibration"] = json.dumps(told, ensure_ascii=False)

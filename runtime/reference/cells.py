@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qcompile import ops
 from qcompile.runtime.reference import head
-from qcompile.runtime.reference.index import pack, unpack
+from qcompile.runtime.reference.index import merge, pack, unpack
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -114,7 +114,7 @@ class _Search:
         if not np.isfinite(norm):
             return np.empty(0, np.int64)
         query = pack(x[None])
-        values, scale = unpack(query.packed, 1, len(x))[0], query.scale[0]
+        values, scale = unpack(merge(query.packed), 1, len(x))[0], query.scale[0]
         cell_score = _scores(self.centroids, values, arrays["centroid_scale"] * scale)
         cell_score = cell_score + arrays["cell_bias"]
         weights = norm.astype(np.float64) * arrays["cell_spread"]

@@ -16,6 +16,7 @@ import tempfile
 import venv
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from conftest import make_inputs, make_model
@@ -23,8 +24,9 @@ from conftest import make_inputs, make_model
 import qcompile
 from qcompile import ops
 from qcompile.passes.onnx.head import top_k_model
-from qcompile.runtime.index import build_cells
+from qcompile.runtime.index import build_cells, build_exact, store
 from qcompile.runtime.reference import head
+from qcompile.runtime.reference.index import Packed, rows
 
 VERSIONS = ("1.17.3", "1.20.1", "1.24.4", "1.32.0")
 OPSETS = (11, 18)
@@ -55,6 +57,16 @@ def write_models(folder: Path) -> None:
         path = folder / f"{ops.LINEAR_TOP_K.name}-cells-opset{opset}.onnx"
         flat = {name: array.reshape(-1, 5) for name, array in answers[ops.LINEAR_TOP_K].items()}
         write(path, model, hidden.reshape(-1, 50), flat)
+
+    exact = build_exact(weight)
+    packed = Packed(*exact.arrays.values())
+    rounded = weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+    for rescore, meant in (("bf16", rounded), ("none", rows(packed, 50))):
+        kept, stored = store(weight, exact, rescore)
+        answer = head.linear_top_k(hidden.reshape(-1, 50), meant, bias, 5)
+        path = folder / f"{ops.LINEAR_TOP_K.name}-{rescore}.onnx"
+        named = dict(zip(("0_scores", "1_ids"), answer, strict=True))
+        write(path, top_k_model(kept, bias, 5, stored), hidden.reshape(-1, 50), named)
 
 
 def write(path: Path, model: ir.Model, hidden: np.ndarray, outputs: dict[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ from qcompile.runtime import _core
 from qcompile.runtime.index import build_cells
 from qcompile.runtime.reference import head
 from qcompile.runtime.reference.cells import cells_top_k
-from qcompile.runtime.reference.index import pack, unpack
+from qcompile.runtime.reference.index import merge, pack, unpack
 
 ISAS = _core.supported_isas()
 
@@ -183,7 +183,7 @@ def test_what_is_built():
     packed = pack(weight)
     places = np.flatnonzero(ids >= 0)
     rows = unpack(arrays["packed"], len(ids), 30)
-    np.testing.assert_array_equal(rows[places], unpack(packed.packed, 3001, 30)[ids[places]])
+    np.testing.assert_array_equal(rows[places], unpack(merge(packed.packed), 3001, 30)[ids[places]])
     np.testing.assert_array_equal(arrays["scale"][places], packed.scale[ids[places]])
     np.testing.assert_array_equal(arrays["error"][places], packed.error[ids[places]])
     assert not rows[ids < 0].any() and not arrays["scale"][ids < 0].any()

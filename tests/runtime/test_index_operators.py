@@ -95,7 +95,7 @@ def test_top_k_where_rows_reach_the_error_bound(place, lead):
     hidden = (SIGNS / 8).astype(np.float32)[None]
     assert head.linear_top_k(hidden, weight, np.zeros(5000), 1)[1][0, 0] == place
     packed, scale, _ = _core.pack_rows(weight)
-    rough = index.unpack(packed, 5000, 64) @ (SIGNS / 8) * scale
+    rough = index.unpack(index.merge(packed), 5000, 64) @ (SIGNS / 8) * scale
     assert rough[place] < rough[1 - place % 2]  # the int8 scores alone would be wrong
     assert_top_k(weight, np.zeros(5000, np.float32), hidden, [1, 2, 40])
 
@@ -291,7 +291,7 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(DataError, match="bias"):
         _core.Head(weight, bias[:-1].copy(), *packed)
     with pytest.raises(DataError, match="packed"):
-        _core.Head(weight, bias, packed[0][:2].copy(), *packed[1:])
+        _core.Head(weight, bias, packed[0][:, :2].copy(), *packed[1:])
     for name, at in (("scale", 1), ("error", 2)):
         arrays = [array.copy() for array in packed]
         arrays[at][7] = np.nan

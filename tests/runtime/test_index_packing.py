@@ -17,38 +17,50 @@ matrices = st.tuples(st.integers(1, 40), st.integers(1, 20)).flatmap(
 )
 
 
-def assert_packed_alike(weight: np.ndarray) -> index.Packed:
-    expected = index.pack(weight)
-    for found, array in zip(_core.pack_rows(weight), expected, strict=True):
+def assert_packed_alike(weight: np.ndarray, planes: int = 2) -> index.Packed:
+    expected = index.pack(weight, planes)
+    for found, array in zip(_core.pack_rows(weight, planes), expected, strict=True):
         np.testing.assert_array_equal(found, array, strict=True)
     return expected
 
 
+@pytest.mark.parametrize("planes", [1, 2])
 @settings(max_examples=60, deadline=None)
-@given(matrices)
-def test_agrees_with_numpy_and_bounds_the_error(weight):
-    packed = assert_packed_alike(weight)
-    rows = index.unpack(packed.packed, *weight.shape).astype(np.float64)
-    residual = weight.astype(np.float64) - rows * packed.scale[:, None].astype(np.float64)
+@given(weight=matrices)
+def test_agrees_with_numpy_and_bounds_the_error(planes, weight):
+    packed = assert_packed_alike(weight, planes)
+    residual = weight.astype(np.float64) - index.rows(packed, weight.shape[1])
     assert (np.sqrt((residual**2).sum(axis=1)) <= packed.error).all()
-    assert np.abs(rows).max() <= 127
+    assert np.abs(index.merge(packed.packed).astype(int)).max() <= 127
 
 
+@pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 1), (16, 4), (17, 5), (1000, 127), (70, 1024)])
-def test_agrees_with_numpy_on_many_shapes(shape):
+def test_agrees_with_numpy_on_many_shapes(shape, planes):
     rng = np.random.default_rng(0)
-    packed = assert_packed_alike(rng.normal(size=shape).astype(np.float32))
-    assert packed.packed.shape == (-(-shape[0] // 16), -(-shape[1] // 4), 16, 4)
+    packed = assert_packed_alike(rng.normal(size=shape).astype(np.float32), planes)
+    assert packed.packed.shape == (planes, -(-shape[0] // 16), -(-shape[1] // 8), 16, 4)
 
 
 def test_layout_is_blocks_of_rows_of_four_coordinates():
     weight = np.arange(1, 1 + 18 * 6, dtype=np.float32).reshape(18, 6)
-    packed, scale, _ = index.pack(weight)
+    planes, scale, _ = index.pack(weight)
+    blocks = index.merge(planes)
     for row in range(18):
         for column in range(6):
             at = (row // ops.BLOCK_ROWS, column // ops.BLOCK_DEPTH, row % 16, column % 4)
-            assert abs(packed[at] * scale[row] - weight[row, column]) <= scale[row] / 2 * 1.001
-    assert not packed[1, :, 2:].any() and not packed[:, 1, :, 2:].any()
+            assert abs(blocks[at] * scale[row] - weight[row, column]) <= scale[row] / 2 * 1.001
+    assert not blocks[1, :, 2:].any() and not blocks[:, 1, :, 2:].any()
+
+
+def test_planes_are_the_halves_of_each_value():
+    values = np.arange(-128, 128).astype(np.int8).reshape(1, 4, 16, 4)
+    planes = index.split(values)
+    np.testing.assert_array_equal(index.merge(planes), values)
+    shifted = values.astype(int) + 128
+    np.testing.assert_array_equal(planes[0, :, 0] & 15, shifted[:, 0] >> 4)
+    np.testing.assert_array_equal(planes[1, :, 1] >> 4, shifted[:, 3] & 15)
+    np.testing.assert_array_equal(index.merge(planes[:1]), (shifted >> 4 << 4) - 120)
 
 
 def test_rows_without_a_normal_scale_are_all_error():
@@ -57,7 +69,7 @@ def test_rows_without_a_normal_scale_are_all_error():
     assert scale[0] == error[0] == 0
     assert scale[1] == 0 and error[1] == np.finfo(np.float32).smallest_normal
     assert scale[2] == 0 and error[2] >= 3e-37
-    assert scale[3] > 0 and packed[0, 0, 3, 1] == 127
+    assert scale[3] > 0 and index.merge(packed)[0, 0, 3, 1] == 127
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

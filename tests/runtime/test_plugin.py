@@ -195,13 +195,16 @@ def test_unknown_backend_is_refused(monkeypatch):
 
 
 HOSTILE = {
-    "weight": [np.ones((1003, 31)), np.ones(30), np.ones((1, 1003, 30)), np.ones((0, 30))],
+    "weight": [np.ones((1003, 31)), np.ones(30), np.ones((1, 1003, 30)), np.ones((0, 20))],
     "bias": [np.ones(1002), np.ones((1003, 1)), np.ones(())],
     "packed": [
-        np.ones((63, 8, 16, 3), np.int8),
-        np.ones((62, 8, 16, 4), np.int8),
-        np.ones((63, 7, 16, 4), np.int8),
-        np.ones((0,), np.int8),
+        np.ones((2, 63, 4, 16, 3), np.uint8),
+        np.ones((2, 62, 4, 16, 4), np.uint8),
+        np.ones((2, 63, 3, 16, 4), np.uint8),
+        np.ones((3, 63, 4, 16, 4), np.uint8),
+        np.ones((0, 63, 4, 16, 4), np.uint8),
+        np.ones((63, 8, 16, 4), np.uint8),
+        np.ones((0,), np.uint8),
     ],
     "scale": [np.ones(1002), np.ones((1003, 2)), np.full(1003, np.nan), -np.ones(1003)],
     "error": [np.ones(1004), np.ones((1, 1003)), np.full(1003, np.inf), -np.ones(1003)],
@@ -213,16 +216,24 @@ HOSTILE = {
 )
 @pytest.mark.parametrize("operator", [ops.LINEAR_TOP_K, ops.LINEAR_SOFTMAX], ids=lambda o: o.name)
 def test_inputs_that_do_not_fit_are_refused(head_model, layer, operator, name, value):
-    if value.dtype != np.int8:
+    if value.dtype != np.uint8:
         value = value.astype(np.float32)
     path = head_model(operator, *layer, replace={name: value})
     with pytest.raises(Exception, match=rf"{operator.name} 'head': .*(expected|bias)"):
         make_session(path).run(None, {"hidden": np.ones((2, 30), np.float32)})
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float32])
+def test_probabilities_need_their_rows(head_model, layer):
+    path = head_model(ops.LINEAR_SOFTMAX, *layer, replace={"weight": np.empty((0, 30), np.float32)})
+    with pytest.raises(Exception, match=r"'weight': expected a non-empty float32 matrix"):
+        make_session(path)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.float32])
 def test_packed_rows_of_another_type_are_refused(head_model, layer, dtype):
-    path = head_model(ops.LINEAR_TOP_K, *layer, replace={"packed": np.ones((63, 8, 16, 4), dtype)})
+    path = head_model(
+        ops.LINEAR_TOP_K, *layer, replace={"packed": np.ones((2, 63, 4, 16, 4), dtype)}
+    )
     with pytest.raises(Exception, match=r"packed|Type"):
         make_session(path)
 

@@ -14,7 +14,7 @@ struct DotQueries {
   const int8_t* values;  // from `stride` to the next; zeros up to 64 of them, beyond the depth
   int64_t stride;        // bytes, a multiple of 64
   int64_t count;
-  int64_t steps;        // step_count(depth)
+  int64_t steps;        // Head::steps()
   const int32_t* sums;  // [count], of each query's values
 };
 
@@ -23,7 +23,11 @@ struct DotQueries {
 inline constexpr int64_t kDotQueries = 64;
 inline constexpr int64_t kDotGroup = 16;
 
-// Arrays of dot products start at cache lines, which is what tile registers are stored to.
+// Arrays of rows and of dot products start at cache lines, which is what tile registers are loaded
+// from and stored to.
+struct alignas(64) RowLine {
+  int8_t of[kStepBytes];
+};
 struct alignas(64) DotLine {
   int32_t of[kBlockRows];
 };
@@ -31,7 +35,8 @@ struct alignas(64) DotLine {
 // Computes products of kTileRows rows and all queries, into dots [count, kTileRows].
 struct DotKernel {
   void (*enter)(const DotQueries& queries);  // before the first tile, on the same thread
-  void (*dots)(const int8_t* packed, const DotQueries& queries, int32_t* dots);
+  // rows: of `tile`, merged. What comes behind it in memory may be asked for meanwhile.
+  void (*dots)(const Tile& tile, const int8_t* rows, const DotQueries& queries, int32_t* dots);
   // The same of a tile's rough rows.
   void (*rough_dots)(const uint8_t* rough, const DotQueries& queries, int32_t* dots);
   void (*leave)();  // after the last

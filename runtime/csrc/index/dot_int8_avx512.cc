@@ -50,7 +50,6 @@ QC_AVX512 void some_dots(const int8_t* packed, const DotQueries& queries, int64_
     __m512i values[kTileBlocks];
     for (int b = 0; b < kTileBlocks; ++b) {
       const int8_t* at = packed + b * bytes + step * kStepBytes;
-      if constexpr (kQueries < 4) __builtin_prefetch(at + kAhead);
       values[b] = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
     }
     for (int q = 0; q < kQueries; ++q) {
@@ -93,7 +92,7 @@ QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, 
   finish<kQueries>(sums, dots + first * kTileRows);
 }
 
-QC_AVX512 void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+QC_AVX512 void dots(const Tile&, const int8_t* packed, const DotQueries& queries, int32_t* dots) {
   int64_t first = 0;
   for (; first + 4 <= queries.count; first += 4) some_dots<4>(packed, queries, first, dots);
   if (queries.count - first == 3) return some_dots<3>(packed, queries, first, dots);

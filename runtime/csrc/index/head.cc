@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace qcompile {
 namespace {
@@ -27,38 +28,34 @@ Head::Head(const Dense& dense) : dense_(dense) {}
 
 Head::Head(const Dense& dense, const Packed& packed, const Executor& executor, RoughRows rough)
     : dense_(dense), packed_(packed) {
+  const bool alone = dense.weight == nullptr && dense.half == nullptr;
+  if (alone) dense_.quantised = packed;
   if (dense.depth > kMostPackedDepth) return;
   check(packed);
   copy_last_tile(packed);
-  const int64_t tiles = ceil_div(dense.rows, kTileRows), steps = step_count(dense.depth);
+  const int64_t tiles = ceil_div(dense.rows, kTileRows), bytes = plane_bytes(dense.depth);
   bounds_.resize(static_cast<size_t>(tiles));
-  const int64_t block_bytes = rough_block_bytes(dense.depth);
-  const bool large = tiles * kTileBlocks * steps * kStepBytes >= kLeastRoughBytes;
-  if (rough == RoughRows::kAlways || (rough == RoughRows::kIfLarge && large)) {
-    rough_ = RoughPlane(tiles * kTileBlocks * block_bytes);
-  }
+  rough_ = rough == RoughRows::kAlways ||
+           (rough == RoughRows::kIfLarge && 2 * tiles * kTileBlocks * bytes >= kLeastRoughBytes);
   parallel_for(executor, tiles, 64, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> rows(static_cast<size_t>(merged_bytes()));
     for (int64_t i = begin; i < end; ++i) {
       RowBounds& bounds = bounds_[static_cast<size_t>(i)];
       const Tile tile = this->tile(i);
-      for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int64_t row = 0; row < tile.rows && !alone; ++row) {
         if (tile.scale[row] == 0) continue;
         const double error = static_cast<double>(packed.error[tile.first + row]) / tile.scale[row];
         bounds.error = std::max(bounds.error, round_up(error * (1 + 0x1p-50)));
       }
+      merge(tile, rows.data(), best_isa());
       float difference = 0;
       for (int64_t b = 0; b < kTileBlocks; ++b) {
-        const int8_t* block = tile.packed + b * steps * kStepBytes;
         RowSums sums[kBlockRows];
-        sum_block(block, steps, sums, best_isa());
+        sum_block(rows.data() + 2 * b * bytes, steps(), sums, best_isa());
         for (const RowSums& sum : sums) {
           bounds.norm = std::max(bounds.norm, norm_of(sum.squares));
           bounds.rough_norm = std::max(bounds.rough_norm, norm_of(sum.rough_squares));
           difference = std::max(difference, norm_of(sum.difference));
-        }
-        if (!rough_.empty()) {
-          uint8_t* to = rough_.data() + (i * kTileBlocks + b) * block_bytes;
-          split_block(block, steps, to, best_isa());
         }
       }
       bounds.rough_error = round_up(static_cast<double>(bounds.error) + difference);
@@ -66,32 +63,45 @@ Head::Head(const Dense& dense, const Packed& packed, const Executor& executor, R
   });
 }
 
+int64_t Head::merged_bytes() const {
+  return 2 * kTileBlocks * plane_bytes(depth()) + kRegisterSteps * kStepBytes;
+}
+
+void Head::merge(const Tile& tile, int8_t* rows, Isa isa) const {
+  merge_planes(tile.high, tile.low, kTileBlocks * plane_bytes(depth()), rows, isa);
+}
+
 Tile Head::tile(int64_t index) const {
   const int64_t first = index * kTileRows;
   const RowBounds& bounds = bounds_[static_cast<size_t>(index)];
   if (index + 1 == tiles()) {
-    return {first, rows() - first, last_packed_.data(), last_scale_, last_bias_, bounds};
+    const uint8_t* low = fine() ? last_low_.data() : nullptr;
+    return {first, rows() - first, last_high_.data(), low, last_scale_, last_bias_, bounds};
   }
-  const int64_t bytes = kTileBlocks * step_count(depth()) * kStepBytes;
-  return {
-      first, kTileRows, packed_.packed + index * bytes, packed_.scale + first, dense_.bias + first,
-      bounds};
+  const int64_t from = index * kTileBlocks * plane_bytes(depth());
+  const uint8_t* low = fine() ? packed_.low + from : nullptr;
+  return {first, kTileRows, packed_.high + from, low, packed_.scale + first, dense_.bias + first,
+          bounds};
 }
 
 void Head::check(const Packed& packed) {
   for (int64_t row = 0; row < rows(); ++row) {
     require_bound("scale", row, packed.scale[row]);
     require_bound("error", row, packed.error[row]);
+    if (dense_.quantised.scale != nullptr) continue;  // then they are the layer's rows themselves
     if (packed.scale[row] == 0) unscaled_error_ = std::max(unscaled_error_, packed.error[row]);
   }
 }
 
 void Head::copy_last_tile(const Packed& packed) {
-  const int64_t first = (ceil_div(rows(), kTileRows) - 1) * kTileRows;
-  const int64_t block_bytes = step_count(depth()) * kStepBytes;
-  const int64_t from = first / kBlockRows * block_bytes, to = block_count(rows()) * block_bytes;
-  last_packed_.resize(static_cast<size_t>(kTileBlocks * block_bytes + kRegisterSteps * kStepBytes));
-  std::copy(packed.packed + from, packed.packed + to, last_packed_.begin());
+  const int64_t first = (ceil_div(rows(), kTileRows) - 1) * kTileRows, bytes = plane_bytes(depth());
+  const int64_t from = first / kBlockRows * bytes, to = block_count(rows()) * bytes;
+  const auto copy = [&](const uint8_t* plane, uint8_t zero, std::vector<uint8_t>& last) {
+    last.assign(static_cast<size_t>(kTileBlocks * bytes), zero);
+    std::copy(plane + from, plane + to, last.begin());
+  };
+  copy(packed.high, 0x88, last_high_);
+  if (fine()) copy(packed.low, 0, last_low_);
   std::fill_n(last_bias_, kTileRows, -std::numeric_limits<float>::infinity());
   std::copy(packed.scale + first, packed.scale + rows(), last_scale_);
   std::copy(dense_.bias + first, dense_.bias + rows(), last_bias_);

@@ -7,22 +7,27 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "index/layout.h"
-#include "index/rough_rows.h"
+#include "index/planes.h"
 
 namespace qcompile {
 
-// A dense layer; the arrays belong to the caller.
+// Quantised rows; see index/planes.h. Arrays belong to the caller.
+struct Packed {
+  const uint8_t* high = nullptr;  // [block_count, pair_count, 16, 4]
+  const uint8_t* low = nullptr;   // the same; null for rough rows
+  const float* scale = nullptr;   // [rows]
+  const float* error = nullptr;   // [rows]
+};
+
+// A layer; the arrays belong to the caller. Of its rows there is one form: float32, else bfloat16,
+// else the quantised ones, of which scale times value is the row.
 struct Dense {
   const float* weight = nullptr;  // [rows, depth]
   const float* bias = nullptr;    // [rows]
   int64_t rows = 0;
   int64_t depth = 0;
-};
-
-struct Packed {
-  const int8_t* packed = nullptr;  // [block_count, step_count, 16, 4]
-  const float* scale = nullptr;    // [rows]
-  const float* error = nullptr;    // [rows]
+  const uint16_t* half = nullptr;  // [rows, depth], bfloat16
+  Packed quantised = {};
 };
 
 // Blocks that are scanned together.
@@ -34,13 +39,14 @@ static_assert(kTileRows == 64, "one bit of a word for each");
 struct Tile {
   int64_t first;
   int64_t rows;
-  const int8_t* packed;  // kTileBlocks blocks, and room for a tile register to read beyond them
+  const uint8_t* high;  // kTileBlocks blocks
+  const uint8_t* low;   // null for rough rows
   const float* scale;
   const float* bias;  // minus infinity for rows that do not exist
   RowBounds bounds;
 };
 
-// Whether a head keeps four bits of each value apart, for scans that wait for memory.
+// Whether few queries are answered from the plane of high halves first.
 enum class RoughRows { kNever, kIfLarge, kAlways };
 
 // Immutable once made, so any number of threads may use one.
@@ -49,6 +55,7 @@ class Head {
   // Only dense: every operator computes every score in fp32.
   explicit Head(const Dense& dense);
   // Throws std::invalid_argument for a scale or error that is negative, not finite, or subnormal.
+  // Without any other form of the rows the packed ones are the layer's, both planes of them.
   Head(const Dense& dense, const Packed& packed, const Executor& executor,
        RoughRows rough = RoughRows::kNever);
 
@@ -57,15 +64,19 @@ class Head {
   int64_t depth() const { return dense_.depth; }
   // Whether a quantised scan is possible.
   bool packed() const { return !bounds_.empty(); }
-  // Whether a scan of four bits is, too.
-  bool rough() const { return !rough_.empty(); }
+  // Whether few queries are worth a scan of four bits.
+  bool rough() const { return rough_; }
+  // Whether there are eight bits at all.
+  bool fine() const { return packed_.low != nullptr; }
   int64_t tiles() const { return static_cast<int64_t>(bounds_.size()); }
   Tile tile(int64_t index) const;
   const RowBounds& bounds(int64_t tile) const { return bounds_[static_cast<size_t>(tile)]; }
-  // The high halves of a tile's values; see index/rough_rows.h.
-  const uint8_t* rough_tile(int64_t index) const {
-    return rough_.data() + index * kTileBlocks * rough_block_bytes(depth());
-  }
+  // Steps of merged rows, and bytes of a tile of them, with room for a tile register to read
+  // beyond.
+  int64_t steps() const { return 2 * pair_count(step_count(depth())); }
+  int64_t merged_bytes() const;
+  // Puts a tile's packed rows [kTileBlocks, steps(), 16, 4] together.
+  void merge(const Tile& tile, int8_t* rows, Isa isa) const;
   // The greatest error of a row whose scale is zero.
   float unscaled_error() const { return unscaled_error_; }
 
@@ -76,10 +87,10 @@ class Head {
   Dense dense_;
   Packed packed_;
   std::vector<RowBounds> bounds_;  // of each tile
-  RoughPlane rough_;
+  bool rough_ = false;
   float unscaled_error_ = 0;
   // The last tile, padded.
-  std::vector<int8_t> last_packed_;
+  std::vector<uint8_t> last_high_, last_low_;
   float last_scale_[kTileRows] = {};
   float last_bias_[kTileRows] = {};
 };

@@ -82,11 +82,11 @@ double quantise(const float* values, int64_t count, float* scale, int8_t* quanti
   return quantise_avx2(values, count, scale, quantised);
 }
 
-void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed, float* scale,
-               float* error, const Executor& executor) {
-  const int64_t block_bytes = step_count(depth) * kStepBytes;
+void pack_blocks(const float* weight, int64_t rows, int64_t depth, float* scale, float* error,
+                 const Executor& executor, FunctionRef<void(int64_t, const int8_t*)> take) {
   parallel_for(executor, block_count(rows), 64, [&](int64_t begin, int64_t end) {
     std::vector<int8_t> row(static_cast<size_t>(depth));
+    std::vector<int8_t> values(static_cast<size_t>(step_count(depth) * kStepBytes));
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlockRows;
       const int64_t last = std::min(first + kBlockRows, rows);
@@ -95,10 +95,19 @@ void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed,
         throw std::invalid_argument("pack_rows: row " + std::to_string(r) +
                                     " of the weight holds NaN or infinity");
       }
-      pack_block(weight, first, last, depth, packed + block * block_bytes, scale, error,
-                 row.data());
+      pack_block(weight, first, last, depth, values.data(), scale, error, row.data());
+      take(block, values.data());
     }
   });
+}
+
+void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed, float* scale,
+               float* error, const Executor& executor) {
+  const int64_t bytes = step_count(depth) * kStepBytes;
+  pack_blocks(weight, rows, depth, scale, error, executor,
+              [&](int64_t block, const int8_t* values) {
+                std::copy_n(values, bytes, packed + block * bytes);
+              });
 }
 
 }  // namespace qcompile

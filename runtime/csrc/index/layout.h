@@ -27,8 +27,13 @@ float round_up(double value);
 // norm, not yet rounded to float. Values must be finite.
 double quantise(const float* values, int64_t count, float* scale, int8_t* quantised, Isa isa);
 
-// Packs weight [rows, depth] into packed [block_count, step_count, 16, 4], scale [rows] and
-// error [rows]. Throws std::invalid_argument, naming the row, for a value that is not finite.
+// Packs weight [rows, depth] block by block, into scale [rows] and error [rows], and hands out each
+// block's values [step_count, 16, 4], maybe on several threads. Throws std::invalid_argument,
+// naming the row, for a value that is not finite.
+void pack_blocks(const float* weight, int64_t rows, int64_t depth, float* scale, float* error,
+                 const Executor& executor, FunctionRef<void(int64_t, const int8_t*)> take);
+
+// The same into one array, packed [block_count, step_count, 16, 4].
 void pack_rows(const float* weight, int64_t rows, int64_t depth, int8_t* packed, float* scale,
                float* error, const Executor& executor);
 

@@ -90,6 +90,14 @@ float LogSumScan::rounding(int64_t query) const {
   return 0x1p-20f * (std::fabs(reference) + 88 + kWidest) + unscaled(query);
 }
 
+// A tile's rows, until this thread asks for another's.
+const int8_t* LogSumScan::merged(const Tile& tile) const {
+  thread_local std::vector<RowLine> rows;
+  rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
+  head_.merge(tile, rows.front().of, isa_);
+  return rows.front().of;
+}
+
 void LogSumScan::sum_tiles(int64_t piece) {
   DotLine lines[kDotQueries * kTileBlocks];
   int32_t* dots = lines->of;
@@ -99,7 +107,7 @@ void LogSumScan::sum_tiles(int64_t piece) {
   const int64_t end = std::min((piece + 1) * kPieceTiles, head_.tiles());
   for (int64_t t = piece * kPieceTiles; t < end; ++t) {
     const Tile tile = head_.tile(t);
-    kernel.dots(tile.packed, queries, dots);
+    kernel.dots(merged(tile), queries, dots);
     const float scale = greatest(tile.scale, kTileRows, isa_);
     for (int64_t q = 0; q < count_; ++q) {
       if (!w_.group[q].finite) continue;
@@ -219,11 +227,12 @@ void LogSumScan::look_again(int64_t piece) {
     for (int64_t q = 0; q < count_; ++q) wanted += again(q);
     if (wanted == 0) continue;
     const Tile tile = head_.tile(t);
-    if (wanted > kAlone) together.dots(tile.packed, queries, dots);
+    const int8_t* rows = merged(tile);
+    if (wanted > kAlone) together.dots(rows, queries, dots);
     for (int64_t q = 0; q < count_; ++q) {
       if (!again(q)) continue;
       int32_t* own = dots + q * kTileRows;
-      if (wanted <= kAlone) alone.dots(tile.packed, w_.group.dots(q, 1), own);
+      if (wanted <= kAlone) alone.dots(rows, w_.group.dots(q, 1), own);
       look_at(tile, own, q, piece_of(q, piece));
     }
   }
@@ -292,7 +301,7 @@ void LogSumScan::rescore(int64_t query, LogSumPiece& piece) const {
   const double* x = w_.x.data() + query * head_.depth();
   const std::span<Ranked> rows = piece.rows;
   for (size_t i = 0; i < rows.size() + kFetched; ++i) {
-    if (i < rows.size()) fetch_row(head_.dense(), rows[i].row);
+    if (i < rows.size()) prefetch_row(head_.dense(), rows[i].row);
     if (i < kFetched) continue;
     Ranked& row = rows[i - kFetched];
     row.score = score(head_.dense(), row.row, x);

@@ -80,6 +80,7 @@ class LogSumScan {
   float unscaled(int64_t query) const { return head_.unscaled_error() * w_.group[query].norm; }
   float rounding(int64_t query) const;
 
+  const int8_t* merged(const Tile& tile) const;
   void sum_tiles(int64_t piece);
   TileSum sum_tile(const Tile& tile, const int32_t* dots, float scale, int64_t query) const;
   void choose(int64_t query);

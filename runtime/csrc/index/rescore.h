@@ -17,10 +17,7 @@ using ScoreKernel = float (*)(const Dense& dense, int64_t row, const double* x);
 ScoreKernel score_kernel(Isa isa);
 
 // Asks for a row that will be scored.
-inline void prefetch_row(const Dense& dense, int64_t row) {
-  const char* begin = reinterpret_cast<const char*>(dense.weight + row * dense.depth);
-  for (size_t at = 0; at < dense.depth * sizeof(float); at += 64) __builtin_prefetch(begin + at);
-}
+void prefetch_row(const Dense& dense, int64_t row);
 
 // Scores `rows` for x [depth] and writes the k best of them, in order; k <= rows.size().
 void write_best(const Dense& dense, const double* x, std::vector<Ranked>& rows, int64_t k,

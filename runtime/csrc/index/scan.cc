@@ -5,7 +5,7 @@
 namespace qcompile {
 
 void QueryGroup::encode(const Head& head, const float* hidden, int64_t count, Isa isa) {
-  steps_ = step_count(head.depth());
+  steps_ = head.steps();
   lines_ = ceil_div(steps_ * kBlockDepth, sizeof(Line));
   const auto size = static_cast<size_t>(count);
   queries_.resize(size);

@@ -44,11 +44,4 @@ inline float tile_width(const Tile& tile, const Query& query) {
   return query.width(tile.bounds.error, tile.bounds.norm);
 }
 
-// Asks for memory of the rows that come to be scored.
-inline void fetch_row(const Dense& dense, int64_t row) {
-  const char* begin = reinterpret_cast<const char*>(dense.weight + row * dense.depth);
-  const auto bytes = static_cast<int64_t>(sizeof(float)) * dense.depth;
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at);
-}
-
 }  // namespace qcompile

@@ -94,16 +94,20 @@ class Scan {
   float* row(int64_t query) { return out_ + query * head_.rows(); }
 
   void scan(int64_t part) {
-    thread_local std::vector<int32_t> dots;
-    dots.resize(kTileQueries * kTileRows);
+    thread_local std::vector<DotLine> lines;
+    thread_local std::vector<RowLine> rows;
+    lines.resize(kTileQueries * kTileBlocks);
+    rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
+    int32_t* dots = lines.front().of;
     const DotQueries queries = w_.group.dots(0, w_.group.size());
     const DotKernel& kernel = dot_kernel(isa_, queries.count);
     kernel.enter(queries);
     for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
       const Tile tile = head_.tile(t);
-      kernel.dots(tile.packed, queries, dots.data());
+      head_.merge(tile, rows.front().of, isa_);
+      kernel.dots(tile, rows.front().of, queries, dots);
       for (int64_t q = 0; q < queries.count; ++q) {
-        if (w_.group[q].finite) score_tile(tile, dots.data() + q * kTileRows, q, peaks(q, t));
+        if (w_.group[q].finite) score_tile(tile, dots + q * kTileRows, q, peaks(q, t));
       }
     }
     kernel.leave();

@@ -35,6 +35,7 @@ struct Scanner {
   std::vector<Collector> collectors;
   std::vector<float> thresholds, bars, widths;  // of each query
   std::vector<DotLine> dots;
+  std::vector<RowLine> rows;           // of a tile
   std::vector<std::vector<double>> x;  // of each query; empty if it has not been needed
   int64_t strips = 0;
 };
@@ -106,7 +107,7 @@ class TopK {
         if (given_up(query)) continue;
         scanner.collectors[static_cast<size_t>(query)].finish(
             [&](int32_t row) { return final_score(scanner, query, row); },
-            [&](int32_t row) { fetch_row(head_.dense(), row); });
+            [&](int32_t row) { prefetch_row(head_.dense(), row); });
       }
     });
   }
@@ -119,6 +120,7 @@ class TopK {
     scanner.bars.resize(size);
     scanner.widths.resize(size);
     scanner.dots.resize(static_cast<size_t>(ceil_div(count, kDotGroup) * kDotGroup * kTileBlocks));
+    scanner.rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
     scanner.x.resize(size);
     for (std::vector<double>& x : scanner.x) x.clear();
     scanner.strips = 0;
@@ -144,7 +146,7 @@ class TopK {
       for (; tile < end; ++tile) scan_tile(tile, kernel, queries, rough, scanner);
       for (int64_t i = 0; i < queries.count; ++i) {
         Collector& collector = scanner.collectors[static_cast<size_t>(i)];
-        if (!rough) {
+        if (!scores_early(rough)) {
           collector.keep();
           continue;
         }
@@ -178,9 +180,10 @@ class TopK {
     const Tile tile = head_.tile(index);
     int32_t* dots = scanner.dots.front().of;
     if (rough) {
-      kernel.rough_dots(head_.rough_tile(index), queries, dots);
+      kernel.rough_dots(tile.high, queries, dots);
     } else {
-      kernel.dots(tile.packed, queries, dots);
+      head_.merge(tile, scanner.rows.front().of, isa_);
+      kernel.dots(tile, scanner.rows.front().of, queries, dots);
     }
     uint64_t rows[kDotQueries];
     const GroupDots group{dots, w_.group.scales(0), scanner.widths.data(), queries.count};
@@ -205,9 +208,12 @@ class TopK {
       const float lower = (product - width) * tile.scale[row] + tile.bias[row] - apart;
       const auto id = static_cast<int32_t>(tile.first + row);
       scanner.collectors[at].meet({score, upper, lower, id});
-      if (rough && !(score < scanner.thresholds[at])) fetch_row(head_.dense(), id);
+      if (scores_early(rough) && !(score < scanner.thresholds[at])) prefetch_row(head_.dense(), id);
     }
   }
+
+  // Whether bounds are so far apart that final scores are wanted soon; see index/collector.h.
+  bool scores_early(bool rough) const { return rough || !head_.fine(); }
 
   // What a row without a scale may be off.
   float unscaled(const Query& query) const { return head_.unscaled_error() * query.norm; }
@@ -232,7 +238,7 @@ class TopK {
       if (collector.pending() <= 2 * k_ + seen / kFewShare) continue;
       collector.tidy();
       collector.sharpen([&](int32_t row) { return final_score(scanner, i, row); });
-      if (rough && tried && collector.pending() > seen / kRoughShare) {
+      if (rough && head_.fine() && tried && collector.pending() > seen / kRoughShare) {
         rough_.store(false, std::memory_order_relaxed);
       }
       if (collector.pending() > most_pending()) give_up(i, true);

@@ -7,6 +7,8 @@ const char* type_name(int type) {
   switch (type) {
     case kFloat:
       return "float32";
+    case kUInt8:
+      return "uint8";
     case kInt8:
       return "int8";
     case kInt32:
@@ -15,6 +17,8 @@ const char* type_name(int type) {
       return "uint32";
     case kInt64:
       return "int64";
+    case kBFloat16:
+      return "bfloat16";
     default:
       return "another type";
   }

@@ -13,7 +13,7 @@
 
 namespace qcompile::ort {
 
-inline constexpr int kHeadInputTypes[] = {kFloat, kFloat, kFloat, kInt8, kFloat, kFloat};
+inline constexpr int kHeadInputTypes[] = {kFloat, kFloat, kFloat, kUInt8, kFloat, kFloat};
 inline constexpr size_t kDenseInputs = 3;   // hidden, weight, bias
 inline constexpr size_t kPackedInputs = 6;  // and packed, scale, error
 // Ids of rows, those of the last block's padding among them, fit int32.
@@ -23,9 +23,11 @@ inline constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() - kBloc
 // checked at every call, which then computes all scores in fp32.
 class HeadKernel {
  public:
-  // inputs: kDenseInputs or kPackedInputs. rough: for scans by the int8 rows. Throws
-  // std::invalid_argument, naming node and input, if constant inputs do not fit together.
-  HeadKernel(const NodeInfo& info, const char* op, size_t inputs,
+  // inputs: kDenseInputs or kPackedInputs. rows: the forms of the layer's rows that the operator
+  // can do with. Throws std::invalid_argument, naming node and input, if constant inputs do not fit
+  // together.
+  enum class Rows { kFloat32, kAny };
+  HeadKernel(const NodeInfo& info, const char* op, size_t inputs, Rows rows = Rows::kFloat32,
              RoughRows rough = RoughRows::kNever);
 
   const Api& api() const { return api_; }
@@ -51,11 +53,13 @@ class HeadKernel {
                const std::vector<int64_t>& dims) const;
 
  private:
-  Dense read_dense(const Tensor& weight, const Tensor& bias) const;
+  // empty: whether there may be no weight, as packed rows stand for it.
+  Dense read_dense(const Tensor& weight, const Tensor& bias, bool empty) const;
   Packed read_packed(const Dense& dense, const Tensor* tensors) const;
 
   Api api_;
   std::string where_;
+  Rows rows_;
   Parallelism parallelism_;
   std::unique_ptr<const Head> head_;
 };

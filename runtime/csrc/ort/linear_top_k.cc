@@ -25,9 +25,10 @@ enum Input : size_t {
   kGroupSpread,
   kInputs
 };
-constexpr int kInputTypes[] = {kFloat,  kFloat, kFloat, kInt8,  kFloat, kFloat,
-                               kUInt32, kInt32, kInt8,  kFloat, kFloat, kFloat,
-                               kUInt32, kInt8,  kFloat, kFloat, kFloat};
+// Weights are float32 or bfloat16, packed rows uint8 or int8: the constructor looks.
+constexpr int kInputTypes[] = {kFloat,  kUndefined, kFloat, kUndefined, kFloat, kFloat,
+                               kUInt32, kInt32,     kInt8,  kFloat,     kFloat, kFloat,
+                               kUInt32, kInt8,      kFloat, kFloat,     kFloat};
 static_assert(std::size(kInputTypes) == kInputs);
 enum Output : size_t { kScores, kIds, kLogSum, kOutputs };
 constexpr int kOutputTypes[] = {kFloat, kInt64, kFloat};
@@ -60,6 +61,7 @@ const Signature LinearTopK::signature{"LinearTopK", kInputTypes, kInputs, kPacke
 
 LinearTopK::LinearTopK(const NodeInfo& info)
     : HeadKernel(info, signature.name, mode_of(info).head,
+                 info.has_output(kLogSum) ? Rows::kFloat32 : Rows::kAny,
                  info.has_output(kLogSum) ? RoughRows::kNever : RoughRows::kIfLarge),
       log_sum_(info.has_output(kLogSum)) {
   const Mode& mode = mode_of(info);

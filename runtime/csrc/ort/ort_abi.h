@@ -75,10 +75,12 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,
+  kUInt8 = 2,
   kInt8 = 3,
   kInt32 = 6,
   kInt64 = 7,
-  kUInt32 = 12
+  kUInt32 = 12,
+  kBFloat16 = 16
 };
 enum AttributeType : int { kInt = 1 };
 enum InputMemory : int { kDefaultMemory = 0 };

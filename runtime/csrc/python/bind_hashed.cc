@@ -14,20 +14,20 @@ namespace {
 // A layer with hash tables, in Python: keeps its arrays alive.
 class PyHashed {
  public:
-  PyHashed(ArrayIn<float> weight, ArrayIn<float> bias, ArrayIn<int8_t> packed, ArrayIn<float> scale,
+  PyHashed(LayerRows weight, ArrayIn<float> bias, ArrayIn<uint8_t> packed, ArrayIn<float> scale,
            ArrayIn<float> error, ArrayIn<uint32_t> offsets, ArrayIn<int32_t> row_ids,
            const std::string& family, int64_t tables, int64_t hashes, uint64_t seed)
-      : floats_{weight, bias, scale, error}, packed_(packed), offsets_(offsets), row_ids_(row_ids) {
-    const Dense dense = dense_from(weight, bias);
-    require_shape("packed", packed,
-                  {block_count(dense.rows), step_count(dense.depth), kBlockRows, kBlockDepth});
-    require_shape("scale", scale, {dense.rows});
-    require_shape("error", error, {dense.rows});
+      : weight_(weight),
+        floats_{bias, scale, error},
+        packed_(packed),
+        offsets_(offsets),
+        row_ids_(row_ids) {
+    const Dense dense = layer_from(weight, bias);
+    const Packed rows = packed_from(dense, packed, scale, error);
     require_shape("offsets", offsets, {-1});
     require_shape("row_ids", row_ids, {-1});
     without_gil([&] {
-      head_ = std::make_unique<const Head>(dense, Packed{packed.data(), scale.data(), error.data()},
-                                           OpenMPExecutor());
+      head_ = std::make_unique<const Head>(dense, rows, OpenMPExecutor());
       index_ = std::make_unique<const HashedRows>(
           *head_,
           HashedArrays{.family = parse_family(family),
@@ -62,8 +62,9 @@ class PyHashed {
   }
 
  private:
-  ArrayIn<float> floats_[4];
-  ArrayIn<int8_t> packed_;
+  LayerRows weight_;
+  ArrayIn<float> floats_[3];
+  ArrayIn<uint8_t> packed_;
   ArrayIn<uint32_t> offsets_;
   ArrayIn<int32_t> row_ids_;
   std::unique_ptr<const Head> head_;
@@ -74,7 +75,7 @@ class PyHashed {
 
 void bind_hashed(nb::module_& module) {
   nb::class_<PyHashed>(module, "Hashed", "An output layer with hash tables over its rows.")
-      .def(nb::init<ArrayIn<float>, ArrayIn<float>, ArrayIn<int8_t>, ArrayIn<float>, ArrayIn<float>,
+      .def(nb::init<LayerRows, ArrayIn<float>, ArrayIn<uint8_t>, ArrayIn<float>, ArrayIn<float>,
                     ArrayIn<uint32_t>, ArrayIn<int32_t>, const std::string&, int64_t, int64_t,
                     uint64_t>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),

@@ -12,6 +12,7 @@
 #include "index/exponential.h"
 #include "index/log_sum.h"
 #include "index/operators.h"
+#include "python/layer.h"
 #include "python/module.h"
 
 namespace nb = nanobind;
@@ -19,130 +20,80 @@ namespace nb = nanobind;
 namespace qcompile {
 namespace {
 
+// Not filled: for large results.
 template <typename T>
-using Input = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Output = nb::ndarray<nb::numpy, T, nb::c_contig>;
-
-[[noreturn]] void raise_data_error(const std::string& message) {
-  const nb::object type = nb::module_::import_("qcompile.errors").attr("DataError");
-  PyErr_SetString(type.ptr(), message.c_str());
-  throw nb::python_error();
-}
-
-// Runs without the GIL; a bad argument becomes a DataError.
-template <typename F>
-void compute(F&& body) {
-  std::string message;
-  {
-    nb::gil_scoped_release release;
-    try {
-      body();
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-  }
-  if (!message.empty()) raise_data_error(message);
-}
-
-Isa choose(const std::string& isa) { return isa == "auto" ? best_matrix_isa() : parse_isa(isa); }
-
-template <typename T>
-Output<T> make(std::initializer_list<size_t> shape) {
+ArrayOut<T> make(std::initializer_list<size_t> shape) {
   size_t size = 1;
   for (size_t extent : shape) size *= extent;
-  auto data = std::make_unique<T[]>(size);
+  std::unique_ptr<T[]> data(new T[size]);
   nb::capsule owner(data.get(), [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return Output<T>(data.release(), shape, owner);
+  return ArrayOut<T>(data.release(), shape, owner);
 }
 
-void require(bool condition, const std::string& message) {
-  if (!condition) raise_data_error(message);
-}
-
-template <typename T>
-void require_shape(const char* name, const Input<T>& array, std::initializer_list<int64_t> shape) {
-  bool same = array.ndim() == shape.size();
-  std::string expected;
-  size_t axis = 0;
-  for (int64_t extent : shape) {
-    same = same && static_cast<int64_t>(array.shape(axis)) == extent;
-    expected += (axis++ ? ", " : "") + std::to_string(extent);
-  }
-  require(same, std::string(name) + ": expected the shape [" + expected + "]");
-}
-
-Dense dense_from(const Input<float>& weight, const Input<float>& bias) {
-  require(weight.ndim() == 2 && weight.size() > 0, "weight: expected a non-empty matrix [N, d]");
-  const auto rows = static_cast<int64_t>(weight.shape(0));
-  require_shape("bias", bias, {rows});
-  return {weight.data(), bias.data(), rows, static_cast<int64_t>(weight.shape(1))};
-}
-
-int64_t count_of(const Input<float>& hidden, const Dense& dense) {
-  require(hidden.ndim() == 2 && static_cast<int64_t>(hidden.shape(1)) == dense.depth,
-          "hidden: expected a matrix [B, " + std::to_string(dense.depth) + "]");
+int64_t count_of(const ArrayIn<float>& hidden, const Dense& dense) {
+  require_shape("hidden", hidden, {-1, dense.depth});
   return static_cast<int64_t>(hidden.shape(0));
 }
 
 RoughRows rough_rows(const std::string& when) {
   if (when == "never") return RoughRows::kNever;
   if (when == "always") return RoughRows::kAlways;
-  require(when == "if large", "rough is '" + when + "', expected never, always or if large");
-  return RoughRows::kIfLarge;
+  if (when == "if large") return RoughRows::kIfLarge;
+  raise_data_error("rough is '" + when + "', expected never, always or if large");
 }
 
 // An output layer in Python: keeps its arrays alive.
 class PyHead {
  public:
-  PyHead(Input<float> weight, Input<float> bias, Input<int8_t> packed, Input<float> scale,
-         Input<float> error, const std::string& rough)
-      : arrays_{weight, bias, scale, error}, packed_(packed) {
-    const Dense dense = dense_from(weight, bias);
-    require_shape("packed", packed,
-                  {block_count(dense.rows), step_count(dense.depth), kBlockRows, kBlockDepth});
-    require_shape("scale", scale, {dense.rows});
-    require_shape("error", error, {dense.rows});
-    compute([&] {
-      head_ = std::make_unique<Head>(dense, Packed{packed.data(), scale.data(), error.data()},
-                                     OpenMPExecutor(), rough_rows(rough));
-    });
+  PyHead(LayerRows weight, ArrayIn<float> bias, ArrayIn<uint8_t> packed, ArrayIn<float> scale,
+         ArrayIn<float> error, const std::string& rough)
+      : weight_(weight), floats_{bias, scale, error}, packed_(packed) {
+    const Dense dense = layer_from(weight, bias);
+    const Packed rows = packed_from(dense, packed, scale, error);
+    without_gil(
+        [&] { head_ = std::make_unique<Head>(dense, rows, OpenMPExecutor(), rough_rows(rough)); });
   }
 
-  nb::tuple top_k(Input<float> hidden, int64_t k, const std::string& isa, int threads) const {
+  nb::tuple top_k(ArrayIn<float> hidden, int64_t k, const std::string& isa, int threads) const {
     const int64_t count = count_of(hidden, head_->dense());
-    require(k >= 1 && k <= head_->rows(),
-            "k is " + std::to_string(k) + ", expected 1 to " + std::to_string(head_->rows()));
+    if (k < 1 || k > head_->rows()) {
+      raise_data_error("k is " + std::to_string(k) + ", expected 1 to " +
+                       std::to_string(head_->rows()));
+    }
     const auto size = static_cast<size_t>(count), width = static_cast<size_t>(k);
     auto scores = make<float>({size, width});
     auto ids = make<int64_t>({size, width});
-    compute([&] {
+    without_gil([&] {
       linear_top_k(*head_, hidden.data(), count, k, scores.data(), ids.data(),
                    OpenMPExecutor(threads), choose(isa));
     });
     return nb::make_tuple(scores, ids);
   }
 
-  nb::tuple top_k_log_sum(Input<float> hidden, int64_t k, const std::string& isa,
+  nb::tuple top_k_log_sum(ArrayIn<float> hidden, int64_t k, const std::string& isa,
                           int threads) const {
+    if (head_->dense().weight == nullptr) raise_data_error("log_sum: expected a float32 weight");
     const int64_t count = count_of(hidden, head_->dense());
-    require(k >= 1 && k <= head_->rows(),
-            "k is " + std::to_string(k) + ", expected 1 to " + std::to_string(head_->rows()));
+    if (k < 1 || k > head_->rows()) {
+      raise_data_error("k is " + std::to_string(k) + ", expected 1 to " +
+                       std::to_string(head_->rows()));
+    }
     const auto size = static_cast<size_t>(count), width = static_cast<size_t>(k);
     auto scores = make<float>({size, width});
     auto ids = make<int64_t>({size, width});
     auto log_sums = make<float>({size, 1});
-    compute([&] {
+    without_gil([&] {
       linear_top_k_log_sum(*head_, hidden.data(), count, k, scores.data(), ids.data(),
                            log_sums.data(), OpenMPExecutor(threads), choose(isa));
     });
     return nb::make_tuple(scores, ids, log_sums);
   }
 
-  Output<float> softmax(Input<float> hidden, const std::string& isa, int threads) const {
+  ArrayOut<float> softmax(ArrayIn<float> hidden, const std::string& isa, int threads) const {
+    if (head_->dense().weight == nullptr) raise_data_error("softmax: expected a float32 weight");
     const int64_t count = count_of(hidden, head_->dense());
     auto out = make<float>({static_cast<size_t>(count), static_cast<size_t>(head_->rows())});
-    compute([&] {
+    without_gil([&] {
       linear_softmax(*head_, hidden.data(), count, out.data(), OpenMPExecutor(threads),
                      choose(isa));
     });
@@ -150,44 +101,49 @@ class PyHead {
   }
 
  private:
-  Input<float> arrays_[4];
-  Input<int8_t> packed_;
+  LayerRows weight_;
+  ArrayIn<float> floats_[3];
+  ArrayIn<uint8_t> packed_;
   std::unique_ptr<Head> head_;
 };
 
-nb::tuple pack(Input<float> weight) {
-  require(weight.ndim() == 2 && weight.size() > 0,
-          "pack_rows: expected a non-empty float32 matrix [N, d]");
-  const auto rows = static_cast<int64_t>(weight.shape(0));
-  const auto depth = static_cast<int64_t>(weight.shape(1));
-  const auto count = static_cast<size_t>(rows);
-  auto packed = make<int8_t>({static_cast<size_t>(block_count(rows)),
-                              static_cast<size_t>(step_count(depth)), kBlockRows, kBlockDepth});
-  auto scale = make<float>({count});
-  auto error = make<float>({count});
-  compute([&] {
-    pack_rows(weight.data(), rows, depth, packed.data(), scale.data(), error.data(),
-              OpenMPExecutor());
+nb::tuple pack(ArrayIn<float> weight, int planes) {
+  if (weight.ndim() != 2 || weight.size() == 0) {
+    raise_data_error("pack_rows: expected a non-empty float32 matrix [N, d]");
+  }
+  if (planes != 1 && planes != 2) raise_data_error("pack_rows: expected 1 or 2 planes");
+  const size_t rows = weight.shape(0), depth = weight.shape(1);
+  const auto blocks = static_cast<size_t>(block_count(static_cast<int64_t>(rows)));
+  const auto bytes = static_cast<size_t>(plane_bytes(static_cast<int64_t>(depth)));
+  std::vector<uint8_t> packed(static_cast<size_t>(planes) * blocks * bytes);
+  std::vector<float> scale(rows), error(rows);
+  without_gil([&] {
+    pack_planes(weight.data(), static_cast<int64_t>(rows), static_cast<int64_t>(depth),
+                packed.data(), planes == 2 ? packed.data() + blocks * bytes : nullptr, scale.data(),
+                error.data(), OpenMPExecutor());
   });
-  return nb::make_tuple(packed, scale, error);
+  return nb::make_tuple(
+      to_array(std::move(packed), {static_cast<size_t>(planes), blocks, bytes / kStepBytes,
+                                   size_t{kBlockRows}, size_t{kBlockDepth}}),
+      to_array(std::move(scale), {rows}), to_array(std::move(error), {rows}));
 }
 
-Output<float> linear_scores(Input<float> hidden, Input<float> weight, Input<float> bias,
-                            const std::string& isa, int threads) {
+ArrayOut<float> linear_scores(ArrayIn<float> hidden, ArrayIn<float> weight, ArrayIn<float> bias,
+                              const std::string& isa, int threads) {
   const Dense dense = dense_from(weight, bias);
   const int64_t count = count_of(hidden, dense);
   auto out = make<float>({static_cast<size_t>(count), static_cast<size_t>(dense.rows)});
-  compute([&] {
+  without_gil([&] {
     linear(dense, hidden.data(), count, out.data(), OpenMPExecutor(threads), choose(isa));
   });
   return out;
 }
 
-nb::tuple exp_and_sum(Input<float> values, float shift, const std::string& isa) {
+nb::tuple exp_and_sum(ArrayIn<float> values, float shift, const std::string& isa) {
   auto out = make<float>({values.size()});
   std::copy_n(values.data(), values.size(), out.data());
   double sum = 0;
-  compute([&] {
+  without_gil([&] {
     sum = exponentials(out.data(), static_cast<int64_t>(values.size()), shift, choose(isa));
   });
   return nb::make_tuple(out, sum);
@@ -196,10 +152,10 @@ nb::tuple exp_and_sum(Input<float> values, float shift, const std::string& isa) 
 }  // namespace
 
 void bind_index(nb::module_& module) {
-  module.def("pack_rows", &pack, nb::arg("weight").noconvert(),
+  module.def("pack_rows", &pack, nb::arg("weight").noconvert(), nb::arg("planes") = 2,
              "Quantise and pack weight [N, d]; see qcompile.runtime.reference.index.pack.");
   nb::class_<PyHead>(module, "Head", "An output layer with packed rows.")
-      .def(nb::init<Input<float>, Input<float>, Input<int8_t>, Input<float>, Input<float>,
+      .def(nb::init<LayerRows, ArrayIn<float>, ArrayIn<uint8_t>, ArrayIn<float>, ArrayIn<float>,
                     const std::string&>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
            nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),

@@ -16,21 +16,24 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-void test_dot_products(int64_t rows, int64_t depth, int64_t count) {
-  const TestLayer layer(rows, depth, 7);
+void test_dot_products(int64_t rows, int64_t depth, int64_t count, Kept kept) {
+  const TestLayer layer(rows, depth, 7, kept);
   const std::vector<float> x = normal_values(count * depth, 8);
   QueryGroup group;
   group.encode(*layer.head, x.data(), count, Isa::kScalar);
   const DotQueries queries = group.dots(0, count);
   const int64_t room = ceil_div(count, kDotGroup) * kDotGroup;
-  const auto run = [&](const DotKernel& kernel, bool rough) {
+  const auto run = [&](const DotKernel& kernel, Isa isa, bool rough) {
     std::vector<int32_t> all, dots(static_cast<size_t>(room * kTileRows));
+    std::vector<int8_t> merged(static_cast<size_t>(layer.head->merged_bytes()));
     kernel.enter(queries);
     for (int64_t i = 0; i < layer.head->tiles(); ++i) {
+      const Tile tile = layer.head->tile(i);
       if (rough) {
-        kernel.rough_dots(layer.head->rough_tile(i), queries, dots.data());
+        kernel.rough_dots(tile.high, queries, dots.data());
       } else {
-        kernel.dots(layer.head->tile(i).packed, queries, dots.data());
+        layer.head->merge(tile, merged.data(), isa);
+        kernel.dots(tile, merged.data(), queries, dots.data());
       }
       all.insert(all.end(), dots.begin(), dots.begin() + count * kTileRows);
     }
@@ -38,8 +41,12 @@ void test_dot_products(int64_t rows, int64_t depth, int64_t count) {
     return all;
   };
   for (bool rough : {false, true}) {
-    const auto expected = run(kDotScalar, rough);
-    for (Isa isa : supported_isas()) EXPECT(run(dot_kernel(isa, count), rough) == expected);
+    const auto expected = run(kDotScalar, Isa::kScalar, rough);
+    for (Isa isa : supported_isas()) EXPECT(run(dot_kernel(isa, count), isa, rough) == expected);
+  }
+  // Without a plane of low halves, rows are the rough ones.
+  if (kept == Kept::kBFloat16) {
+    EXPECT(run(kDotScalar, Isa::kScalar, false) == run(kDotScalar, Isa::kScalar, true));
   }
 }
 
@@ -48,58 +55,65 @@ void test_extreme_dot_products() {
   constexpr int64_t kDepth = 1000;
   const int64_t steps = step_count(kDepth), bytes = steps * kStepBytes;
   std::vector<int8_t> rows(static_cast<size_t>(kTileBlocks * bytes));
-  std::vector<uint8_t> rough(static_cast<size_t>(kTileBlocks * rough_block_bytes(kDepth)));
+  std::vector<uint8_t> high(static_cast<size_t>(kTileBlocks * plane_bytes(kDepth)));
   for (int64_t i = 0; i < std::ssize(rows); ++i) {
     const int64_t lane = i / kBlockDepth % kBlockRows;
     const int sign = lane % 2 ? 1 : (i % 2 ? -1 : 1);
     rows[static_cast<size_t>(i)] = static_cast<int8_t>(lane < 2 ? 127 * sign : -128);
   }
   for (int64_t b = 0; b < kTileBlocks; ++b) {
-    split_block(rows.data() + b * bytes, steps, rough.data() + b * rough_block_bytes(kDepth),
-                Isa::kScalar);
+    split_block(rows.data() + b * bytes, steps, high.data() + b * plane_bytes(kDepth), nullptr);
   }
   std::vector<int8_t> x(16 * 1024);
   int32_t sum = 0;
   for (size_t i = 0; i < kDepth; ++i) sum += x[i] = i % 3 ? 127 : -127;
   const DotQueries queries{x.data(), 1024, 1, steps, &sum};
+  const Tile tile{0, kTileRows, high.data(), nullptr, nullptr, nullptr, {}};
   for (Isa isa : supported_isas()) {
     const DotKernel& kernel = isa == Isa::kAmx ? kDotAmx : dot_kernel(isa, 1);
     int32_t expected[kTileRows], found[16 * kTileRows];
     kernel.enter(queries);
-    kDotScalar.dots(rows.data(), queries, expected);
-    kernel.dots(rows.data(), queries, found);
+    kDotScalar.dots(tile, rows.data(), queries, expected);
+    kernel.dots(tile, rows.data(), queries, found);
     EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
-    kDotScalar.rough_dots(rough.data(), queries, expected);
-    kernel.rough_dots(rough.data(), queries, found);
+    kDotScalar.rough_dots(high.data(), queries, expected);
+    kernel.rough_dots(high.data(), queries, found);
     EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
     kernel.leave();
   }
 }
 
-void test_rough_rows(int64_t rows, int64_t depth) {
+void test_planes(int64_t rows, int64_t depth) {
   const TestLayer layer(rows, depth, 9);
-  const int64_t steps = step_count(depth);
+  const int64_t steps = layer.head->steps(), bytes = plane_bytes(depth);
   for (int64_t block = 0; block < block_count(rows); ++block) {
-    const int8_t* values = layer.packed.data() + block * steps * kStepBytes;
+    const uint8_t *high = layer.high.data() + block * bytes,
+                  *low = layer.low.data() + block * bytes;
+    std::vector<int8_t> values(static_cast<size_t>(2 * bytes)), rough = values;
+    merge_planes(high, low, bytes, values.data(), Isa::kScalar);
+    merge_planes(high, nullptr, bytes, rough.data(), Isa::kScalar);
+    std::vector<uint8_t> again_high(static_cast<size_t>(bytes)), again_low = again_high;
+    split_block(values.data(), steps, again_high.data(), again_low.data());
+    EXPECT(std::equal(again_high.begin(), again_high.end(), high));
+    EXPECT(std::equal(again_low.begin(), again_low.end(), low));
     RowSums expected[kBlockRows] = {};
-    for (int64_t i = 0; i < steps * kStepBytes; ++i) {
-      const int rough = ((values[i] + 128) / 16) * 16 - kRoughOffset,
-                difference = values[i] - rough;
-      EXPECT(difference >= -8 && difference <= 7);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const int difference = values[i] - rough[i];
+      EXPECT(difference >= -8 && difference <= 7 && (rough[i] + kRoughOffset) % 16 == 0);
       RowSums& sums = expected[i / kBlockDepth % kBlockRows];
       sums.squares += values[i] * values[i];
-      sums.rough_squares += rough * rough;
+      sums.rough_squares += rough[i] * rough[i];
       sums.difference += difference * difference;
     }
-    std::vector<uint8_t> halves;
     for (Isa isa : supported_isas()) {
+      std::vector<int8_t> merged(values.size());
+      merge_planes(high, low, bytes, merged.data(), isa);
+      EXPECT(merged == values);
+      merge_planes(high, nullptr, bytes, merged.data(), isa);
+      EXPECT(merged == rough);
       RowSums found[kBlockRows];
-      sum_block(values, steps, found, isa);
+      sum_block(values.data(), steps, found, isa);
       EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
-      std::vector<uint8_t> split(static_cast<size_t>(rough_block_bytes(depth)));
-      split_block(values, steps, split.data(), isa);
-      if (halves.empty()) halves = split;
-      EXPECT(split == halves);
     }
   }
 }
@@ -107,8 +121,7 @@ void test_rough_rows(int64_t rows, int64_t depth) {
 void test_scan_kernels(int64_t rows, float bias) {
   TestLayer layer(rows, 20, 3);
   layer.bias[static_cast<size_t>(rows / 2)] = bias;
-  const Head head(layer.dense, {layer.packed.data(), layer.scale.data(), layer.error.data()},
-                  SerialExecutor());
+  const Head head(layer.dense, layer.packed(), SerialExecutor());
   const std::vector<float> x = normal_values(5 * 20, 4);
   QueryGroup group;
   group.encode(head, x.data(), 5, Isa::kScalar);
@@ -116,7 +129,9 @@ void test_scan_kernels(int64_t rows, float bias) {
   const std::vector<float> widths(5, 0.25f), bars{-kInfinity, 0, 1.5f, 3, kInfinity};
   for (int64_t i = 0; i < head.tiles(); ++i) {
     const Tile tile = head.tile(i);
-    kDotScalar.dots(tile.packed, group.dots(0, 5), dots.data());
+    std::vector<int8_t> merged(static_cast<size_t>(head.merged_bytes()));
+    head.merge(tile, merged.data(), Isa::kScalar);
+    kDotScalar.dots(tile, merged.data(), group.dots(0, 5), dots.data());
     const auto run = [&](const ScanKernels& kernels) {
       std::vector<uint64_t> reached(5);
       uint64_t any = kernels.reach(tile, {dots.data(), group.scales(0), widths.data(), 5},
@@ -143,6 +158,30 @@ void test_scan_kernels(int64_t rows, float bias) {
     const auto expected = run(kScanScalar);
     if (supported(Isa::kAvx2)) EXPECT(run(kScanAvx2) == expected);
     if (supported(Isa::kAvx512)) EXPECT(run(kScanAvx512) == expected);
+  }
+}
+
+// Scores of rows in each form, against double precision.
+void test_scores(int64_t rows, int64_t depth, Kept kept) {
+  const TestLayer layer(rows, depth, 13, kept);
+  const std::vector<float> x = normal_values(depth, 14);
+  const std::vector<double> wide(x.begin(), x.end());
+  for (int64_t row = 0; row < rows; ++row) {
+    double expected = layer.bias[static_cast<size_t>(row)];
+    for (int64_t j = 0; j < depth; ++j) {
+      const auto at = static_cast<size_t>(row * depth + j);
+      const double scale = layer.scale[static_cast<size_t>(row)];
+      const double w = kept == Kept::kPacked
+                           ? scale * std::nearbyint(static_cast<double>(layer.weight[at]) / scale)
+                           : static_cast<double>(layer.weight[at]);
+      expected += w * wide[static_cast<size_t>(j)];
+    }
+    const float scalar = score_kernel(Isa::kScalar)(layer.head->dense(), row, wide.data());
+    EXPECT(std::fabs(static_cast<double>(scalar) - expected) < 1e-5);
+    prefetch_row(layer.head->dense(), row);
+    for (Isa isa : supported_isas()) {
+      EXPECT(score_kernel(isa)(layer.head->dense(), row, wide.data()) == scalar);
+    }
   }
 }
 
@@ -194,8 +233,12 @@ int main() {
   using namespace qcompile;
   for (int64_t rows : {1, 16, 17, 150, 256}) {
     for (int64_t depth : {1, 4, 63, 64, 65, 120, 200}) {
-      for (int64_t count : {1, 3, 4, 5, 16, 21, 64}) test_dot_products(rows, depth, count);
-      test_rough_rows(rows, depth);
+      for (int64_t count : {1, 3, 4, 5, 16, 21, 40, 64}) {
+        for (Kept kept : {Kept::kFloat32, Kept::kBFloat16}) {
+          test_dot_products(rows, depth, count, kept);
+        }
+      }
+      test_planes(rows, depth);
     }
   }
   test_extreme_dot_products();
@@ -206,6 +249,9 @@ int main() {
     for (int64_t depth : {1, 7, 8, 9, 16, 33}) {
       for (int64_t count : {1, 3, 4, 12, 13, 30}) test_fp32_kernels(rows, depth, count);
     }
+  }
+  for (Kept kept : {Kept::kFloat32, Kept::kBFloat16, Kept::kPacked}) {
+    for (int64_t depth : {1, 7, 8, 16, 33, 100}) test_scores(70, depth, kept);
   }
   test_exponentials();
 }

@@ -70,9 +70,7 @@ void test_concurrent_calls() {
 void test_values_without_a_bound() {
   TestLayer layer(1500, 24, 9);
   layer.bias[700] = -std::numeric_limits<float>::infinity();
-  layer.head = std::make_unique<Head>(
-      layer.dense, Packed{layer.packed.data(), layer.scale.data(), layer.error.data()},
-      SerialExecutor());
+  layer.head = std::make_unique<Head>(layer.dense, layer.packed(), SerialExecutor());
   const float bad[] = {std::nanf(""), std::numeric_limits<float>::infinity(),
                        std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min()};
   for (float value : bad) {
@@ -91,7 +89,7 @@ void test_bounds_that_say_nothing() {
   TestLayer layer(2000, 16, 3);
   for (float error : {1e30f, std::numeric_limits<float>::max()}) {
     for (size_t i = 0; i < layer.error.size(); i += 7) layer.error[i] = error;
-    const Packed packed{layer.packed.data(), layer.scale.data(), layer.error.data()};
+    const Packed packed = layer.packed();
     layer.head = std::make_unique<Head>(layer.dense, packed, SerialExecutor());
     const std::vector<float> hidden = normal_values(5 * 16, 4);
     const Answers expected = answer(layer, hidden, 4, SerialExecutor(), Isa::kScalar);

@@ -4,6 +4,7 @@
 
 #include "index/operators.h"
 #include "tests/index_testing.h"
+#include "tests/mutation.h"
 
 namespace qcompile {
 namespace {
@@ -78,13 +79,56 @@ void test_values_without_a_bound() {
   }
 }
 
+// Layers as a damaged or hostile file has them: refused, or answered with rows that there are.
+void test_mutated_layers(Kept kept, int rounds) {
+  std::mt19937 random(static_cast<unsigned>(kept) + 1);
+  constexpr int64_t kRows = 300, kDepth = 13, kCount = 5, kBest = 4;
+  const std::vector<float> hidden = normal_values(kCount * kDepth, 3);
+  int refused = 0;
+  for (int round = 0; round < rounds; ++round) {
+    TestLayer layer(kRows, kDepth, 2, kept);
+    for (unsigned changes = 1 + random() % 3; changes > 0; --changes) {
+      switch (random() % 5) {
+        case 0:
+          mutate(layer.high, random);
+          break;
+        case 1:
+          if (!layer.low.empty()) mutate(layer.low, random);
+          break;
+        case 2:
+          mutate(layer.scale, random);
+          break;
+        case 3:
+          mutate(layer.error, random);
+          break;
+        default:
+          mutate(layer.bias, random);
+      }
+    }
+    try {
+      const Head head(layer.head->dense(), layer.packed(), SerialExecutor(), RoughRows::kAlways);
+      for (int64_t count : {int64_t{1}, kCount}) {
+        std::vector<float> scores(kCount * kBest);
+        std::vector<int64_t> ids(kCount * kBest);
+        linear_top_k(head, hidden.data(), count, kBest, scores.data(), ids.data(),
+                     SerialExecutor());
+        for (int64_t i = 0; i < count * kBest; ++i) {
+          EXPECT(ids[static_cast<size_t>(i)] >= 0 && ids[static_cast<size_t>(i)] < kRows);
+        }
+      }
+    } catch (const std::invalid_argument&) {
+      ++refused;
+    }
+  }
+  EXPECT(refused > 0 && refused < rounds);
+}
+
 void test_bad_figures_are_refused() {
   TestLayer layer(50, 8, 1);
   layer.error[49] = -1;
   bool refused = false;
   try {
-    const Head head(layer.dense, {layer.packed.data(), layer.scale.data(), layer.error.data()},
-                    SerialExecutor());
+    const Head head(layer.dense, layer.packed(), SerialExecutor());
   } catch (const std::invalid_argument&) {
     refused = true;
   }
@@ -104,4 +148,7 @@ int main() {
   test_concurrent_calls();
   test_values_without_a_bound();
   test_bad_figures_are_refused();
+  for (Kept kept : {Kept::kFloat32, Kept::kBFloat16, Kept::kPacked}) {
+    test_mutated_layers(kept, 3000);
+  }
 }

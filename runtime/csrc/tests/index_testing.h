@@ -14,6 +14,7 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "index/head.h"
+#include "train/storage.h"
 
 #define EXPECT(condition)                                                  \
   do {                                                                     \
@@ -61,23 +62,40 @@ inline std::vector<float> normal_values(int64_t count, unsigned seed, float size
   return values;
 }
 
+// How the rows of a test's layer are kept.
+enum class Kept { kFloat32, kBFloat16, kPacked };
+
 // A random layer in exactly sized buffers, so that a sanitizer sees a read beyond any of them.
 struct TestLayer {
-  TestLayer(int64_t rows, int64_t depth, unsigned seed)
+  TestLayer(int64_t rows, int64_t depth, unsigned seed, Kept kept = Kept::kFloat32)
       : weight(normal_values(rows * depth, seed)),
         bias(normal_values(rows, seed + 1)),
-        packed(static_cast<size_t>(block_count(rows) * step_count(depth) * kStepBytes)),
+        high(static_cast<size_t>(block_count(rows) * plane_bytes(depth))),
+        low(kept == Kept::kBFloat16 ? 0 : high.size()),
         scale(static_cast<size_t>(rows)),
         error(static_cast<size_t>(rows)),
         dense{weight.data(), bias.data(), rows, depth} {
-    pack_rows(weight.data(), rows, depth, packed.data(), scale.data(), error.data(),
-              SerialExecutor());
-    head = std::make_unique<Head>(dense, Packed{packed.data(), scale.data(), error.data()},
-                                  SerialExecutor(), RoughRows::kAlways);
+    if (kept == Kept::kBFloat16) {
+      for (float& value : weight) {
+        half.push_back(to_bfloat16(value));
+        value = from_bfloat16(half.back());
+      }
+    }
+    pack_planes(weight.data(), rows, depth, high.data(), low.empty() ? nullptr : low.data(),
+                scale.data(), error.data(), SerialExecutor());
+    Dense own = dense;
+    if (kept != Kept::kFloat32) own.weight = nullptr;
+    if (kept == Kept::kBFloat16) own.half = half.data();
+    head = std::make_unique<Head>(own, packed(), SerialExecutor(), RoughRows::kAlways);
+  }
+
+  Packed packed() const {
+    return {high.data(), low.empty() ? nullptr : low.data(), scale.data(), error.data()};
   }
 
   std::vector<float> weight, bias;
-  std::vector<int8_t> packed;
+  std::vector<uint16_t> half;
+  std::vector<uint8_t> high, low;
   std::vector<float> scale, error;
   Dense dense;
   std::unique_ptr<Head> head;
