@@ -6,7 +6,7 @@ namespace {
 void nothing() {}
 void nothing_for(const DotQueries&) {}
 
-void dots_scalar(const Tile&, const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+void dots_scalar(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
   for (int64_t query = 0; query < queries.count; ++query) {
     const int8_t* x = queries.values + query * queries.stride;
     for (int64_t row = 0; row < kTileRows; ++row) {

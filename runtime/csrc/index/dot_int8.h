@@ -18,6 +18,9 @@ struct DotQueries {
   const int32_t* sums;  // [count], of each query's values
 };
 
+// Steps that a tile register reads at once.
+inline constexpr int64_t kRegisterLines = 16;
+
 // Queries that share a pass over a tile's rows at most. Arrays of queries and of their dot products
 // have room for a multiple of kDotGroup of them.
 inline constexpr int64_t kDotQueries = 64;
@@ -35,8 +38,8 @@ struct alignas(64) DotLine {
 // Computes products of kTileRows rows and all queries, into dots [count, kTileRows].
 struct DotKernel {
   void (*enter)(const DotQueries& queries);  // before the first tile, on the same thread
-  // rows: of `tile`, merged. What comes behind it in memory may be asked for meanwhile.
-  void (*dots)(const Tile& tile, const int8_t* rows, const DotQueries& queries, int32_t* dots);
+  // rows: of a tile, merged, with room for a tile register to read beyond.
+  void (*dots)(const int8_t* rows, const DotQueries& queries, int32_t* dots);
   // The same of a tile's rough rows.
   void (*rough_dots)(const uint8_t* rough, const DotQueries& queries, int32_t* dots);
   void (*leave)();  // after the last

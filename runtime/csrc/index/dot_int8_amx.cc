@@ -12,9 +12,6 @@ namespace {
 constexpr int64_t kRegisterSteps = 16;  // steps of four coordinates that one register holds
 constexpr int64_t kOutStride = kTileRows * sizeof(int32_t);
 
-// Bytes of a plane that are asked of memory ahead of those that belong to the rows at hand.
-constexpr int64_t kAhead = 4096;
-
 // Shapes of the eight tile registers, in the processor's own layout.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -42,28 +39,8 @@ QC_AMX void enter(const DotQueries& queries) {
 
 QC_AMX void leave() { _tile_release(); }
 
-// Where two blocks' rows come from. A processor waits for few lines at a time, so what comes next
-// is asked for in small parts, and while products are computed; each plane once for all queries.
-struct Planes {
-  const uint8_t* high;
-  const uint8_t* low;
-
-  // Of the rows of a register, and of the same of the next block.
-  QC_AMX void fetch(int64_t step, int64_t steps) const {
-    constexpr int64_t kBytes = kRegisterSteps * kStepBytes / 2;
-    const int64_t former = step * kStepBytes / 2, latter = former + steps * kStepBytes / 2;
-    for (const uint8_t* plane : {high, low}) {
-      if (plane == nullptr) continue;
-      for (int64_t at = kAhead; at < kAhead + kBytes; at += 64) {
-        __builtin_prefetch(plane + former + at);
-        __builtin_prefetch(plane + latter + at);
-      }
-    }
-  }
-};
-
-QC_AMX inline void one_group(const int8_t* rows, const Planes& planes, const int8_t* x,
-                             int64_t stride, int64_t steps, int32_t* out) {
+QC_AMX inline void one_group(const int8_t* rows, const int8_t* x, int64_t stride, int64_t steps,
+                             int32_t* out) {
   const int8_t* next = rows + steps * kStepBytes;
   _tile_zero(0);
   _tile_zero(1);
@@ -72,15 +49,14 @@ QC_AMX inline void one_group(const int8_t* rows, const Planes& planes, const int
     _tile_loadd(6, rows + step * kStepBytes, kStepBytes);
     _tile_dpbssd(0, 4, 6);
     _tile_loadd(7, next + step * kStepBytes, kStepBytes);
-    planes.fetch(step, steps);
     _tile_dpbssd(1, 4, 7);
   }
   _tile_stored(0, out, kOutStride);
   _tile_stored(1, out + kBlockRows, kOutStride);
 }
 
-QC_AMX inline void two_groups(const int8_t* rows, const Planes& planes, const int8_t* x,
-                              int64_t stride, int64_t steps, int32_t* out) {
+QC_AMX inline void two_groups(const int8_t* rows, const int8_t* x, int64_t stride, int64_t steps,
+                              int32_t* out) {
   const int8_t* next = rows + steps * kStepBytes;
   const int8_t* others = x + kDotGroup * stride;
   _tile_zero(0);
@@ -94,7 +70,6 @@ QC_AMX inline void two_groups(const int8_t* rows, const Planes& planes, const in
     _tile_loadd(7, next + step * kStepBytes, kStepBytes);
     _tile_dpbssd(1, 4, 7);
     _tile_loadd(5, others + step * kBlockDepth, stride);
-    planes.fetch(step, steps);
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
   }
@@ -104,24 +79,17 @@ QC_AMX inline void two_groups(const int8_t* rows, const Planes& planes, const in
   _tile_stored(3, out + kDotGroup * kTileRows + kBlockRows, kOutStride);
 }
 
-QC_AMX void dots(const Tile& tile, const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+QC_AMX void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
   const int64_t steps = queries.steps, stride = queries.stride;
   for (int64_t block = 0; block < kTileBlocks; block += 2) {
-    const int64_t from = block * steps * kStepBytes;
-    const int8_t* rows = packed + from;
+    const int8_t* rows = packed + block * steps * kStepBytes;
     int32_t* out = dots + block * kBlockRows;
-    const uint8_t* high = tile.high + from / 2;
-    const uint8_t* low = tile.low == nullptr ? nullptr : tile.low + from / 2;
-    Planes planes{high, queries.count > 2 * kDotGroup ? nullptr : low};
     int64_t query = 0;
     for (; query + kDotGroup < queries.count; query += 2 * kDotGroup) {
-      two_groups(rows, planes, queries.values + query * stride, stride, steps,
-                 out + query * kTileRows);
-      planes = {nullptr, planes.low == nullptr ? low : nullptr};
+      two_groups(rows, queries.values + query * stride, stride, steps, out + query * kTileRows);
     }
     if (query < queries.count) {
-      one_group(rows, planes, queries.values + query * stride, stride, steps,
-                out + query * kTileRows);
+      one_group(rows, queries.values + query * stride, stride, steps, out + query * kTileRows);
     }
   }
 }

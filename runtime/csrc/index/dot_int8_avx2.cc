@@ -45,7 +45,7 @@ QC_AVX2 void some_dots(const int8_t* rows, const DotQueries& queries, int64_t fi
   }
 }
 
-QC_AVX2 void dots(const Tile&, const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+QC_AVX2 void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
   constexpr int kTogether = 4;
   for (int64_t half = 0; half < kHalves; ++half) {
     const int8_t* rows = packed + half / 2 * queries.steps * kStepBytes + half % 2 * kHalfBytes;

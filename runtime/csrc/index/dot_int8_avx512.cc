@@ -92,7 +92,7 @@ QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, 
   finish<kQueries>(sums, dots + first * kTileRows);
 }
 
-QC_AVX512 void dots(const Tile&, const int8_t* packed, const DotQueries& queries, int32_t* dots) {
+QC_AVX512 void dots(const int8_t* packed, const DotQueries& queries, int32_t* dots) {
   int64_t first = 0;
   for (; first + 4 <= queries.count; first += 4) some_dots<4>(packed, queries, first, dots);
   if (queries.count - first == 3) return some_dots<3>(packed, queries, first, dots);

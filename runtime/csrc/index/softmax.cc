@@ -105,7 +105,7 @@ class Scan {
     for (int64_t t = part * kPieceTiles; t < last_tile(part); ++t) {
       const Tile tile = head_.tile(t);
       head_.merge(tile, rows.front().of, isa_);
-      kernel.dots(tile, rows.front().of, queries, dots);
+      kernel.dots(rows.front().of, queries, dots);
       for (int64_t q = 0; q < queries.count; ++q) {
         if (w_.group[q].finite) score_tile(tile, dots + q * kTileRows, q, peaks(q, t));
       }

@@ -15,17 +15,22 @@
 namespace qcompile {
 namespace {
 
-// Tiles that a thread takes at a time, between which thresholds rise.
-constexpr int64_t kStripTiles = 16;
+// Tiles that a thread takes at a time, between which thresholds rise: so many, or fewer where that
+// leaves threads without.
+constexpr int64_t kMostStripTiles = 64, kLeastStripTiles = 16;
+constexpr int64_t kStripsOfThread = 8;
+// Bytes of rows that are put together at a time: memory is read fast in long runs, and a
+// second-level cache holds them.
+constexpr int64_t kMergedBytes = 1 << 17;
 // Queries that wait for memory rather than for multiplications, so that rough rows are worth it.
 constexpr int64_t kRoughQueries = 3;
-// What is pending is looked at after each so many strips, if it is more than one row in kFewShare.
-constexpr int64_t kJudgedStrips = 4;
+// What is pending is looked at after each so many tiles, if it is more than one row in kFewShare.
+constexpr int64_t kJudgedTiles = 64;
 constexpr int64_t kFewShare = 24;
 // Rough rows do not pay if more than one row in so many needs a second look. That is not known
 // before the threshold has risen.
 constexpr int64_t kRoughShare = 10;
-constexpr int64_t kTrialStrips = 32;
+constexpr int64_t kTrialTiles = 512;
 // If more rows than this are close to the k-th, computing all scores is cheaper.
 constexpr int64_t kMostPending = 1 << 14;
 constexpr int64_t kPendingShare = 16;
@@ -35,9 +40,10 @@ struct Scanner {
   std::vector<Collector> collectors;
   std::vector<float> thresholds, bars, widths;  // of each query
   std::vector<DotLine> dots;
-  std::vector<RowLine> rows;           // of a tile
+  std::vector<RowLine> rows;           // merged, of some tiles
   std::vector<std::vector<double>> x;  // of each query; empty if it has not been needed
-  int64_t strips = 0;
+  int64_t seen = 0;                    // tiles
+  int64_t judged = 0;                  // the same, when what was pending was looked at
 };
 
 // Buffers of one call, kept by the calling thread.
@@ -86,7 +92,9 @@ class TopK {
     rough_ = head_.rough() && count <= kRoughQueries;
     // Each thread takes the next rows that nobody has taken, so that one thread alone keeps one
     // list, whatever number of threads the host promised.
-    const int64_t strips = ceil_div(head_.tiles(), kStripTiles), stride = stride_of(strips);
+    const int64_t share = head_.tiles() / (kStripsOfThread * executor_.threads());
+    strip_tiles_ = std::clamp(share, kLeastStripTiles, kMostStripTiles);
+    const int64_t strips = ceil_div(head_.tiles(), strip_tiles_), stride = stride_of(strips);
     std::atomic<int64_t> next{0};
     executor_.run(executor_.threads(), [&](int64_t slot) {
       Scanner& scanner = w_.scanners[static_cast<size_t>(slot)];
@@ -120,10 +128,16 @@ class TopK {
     scanner.bars.resize(size);
     scanner.widths.resize(size);
     scanner.dots.resize(static_cast<size_t>(ceil_div(count, kDotGroup) * kDotGroup * kTileBlocks));
-    scanner.rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
+    scanner.rows.resize(static_cast<size_t>(together() * tile_lines() + kRegisterLines));
     scanner.x.resize(size);
     for (std::vector<double>& x : scanner.x) x.clear();
-    scanner.strips = 0;
+    scanner.seen = scanner.judged = 0;
+  }
+
+  // Lines of a merged tile, and tiles that are merged together.
+  int64_t tile_lines() const { return kTileBlocks * head_.steps(); }
+  int64_t together() const {
+    return std::max<int64_t>(1, kMergedBytes / (tile_lines() * int64_t{sizeof(RowLine)}));
   }
 
   // Strips are taken in steps of this, so that the first of them are a sample of all.
@@ -135,15 +149,18 @@ class TopK {
 
   void scan_strip(int64_t strip, const DotKernel& kernel, const DotQueries& queries,
                   Scanner& scanner) {
-    const int64_t last = std::min((strip + 1) * kStripTiles, head_.tiles());
+    const int64_t first = strip * strip_tiles_;
+    const int64_t last = std::min(first + strip_tiles_, head_.tiles());
     // A thread's first strip in parts, of which each excludes most of the next.
-    int64_t part = scanner.strips == 0 ? 1 : kStripTiles;
+    int64_t part = scanner.seen == 0 ? 1 : strip_tiles_;
     const bool rough = rough_.load(std::memory_order_relaxed);
-    for (int64_t tile = strip * kStripTiles; tile < last;) {
+    for (int64_t tile = first; tile < last;) {
       const int64_t end = std::min(tile + part, last);
-      part = std::min(2 * part, kStripTiles);
+      part = std::min(2 * part, strip_tiles_);
       prepare(tile, end, rough, scanner);
-      for (; tile < end; ++tile) scan_tile(tile, kernel, queries, rough, scanner);
+      for (; tile < end; tile = std::min(tile + together(), end)) {
+        scan_tiles(tile, std::min(tile + together(), end), kernel, queries, rough, scanner);
+      }
       for (int64_t i = 0; i < queries.count; ++i) {
         Collector& collector = scanner.collectors[static_cast<size_t>(i)];
         if (!scores_early(rough)) {
@@ -153,8 +170,10 @@ class TopK {
         collector.settle([&](int32_t row) { return final_score(scanner, i, row); });
       }
     }
-    ++scanner.strips;
-    if (scanner.strips % kJudgedStrips == 0) judge(queries.count, rough, scanner);
+    scanner.seen += last - first;
+    if (scanner.seen < scanner.judged + kJudgedTiles) return;
+    scanner.judged = scanner.seen;
+    judge(queries.count, rough, scanner);
   }
 
   // Sets thresholds, bars and widths for tiles [begin, end).
@@ -175,18 +194,28 @@ class TopK {
     }
   }
 
-  void scan_tile(int64_t index, const DotKernel& kernel, const DotQueries& queries, bool rough,
-                 Scanner& scanner) {
-    const Tile tile = head_.tile(index);
+  void scan_tiles(int64_t begin, int64_t end, const DotKernel& kernel, const DotQueries& queries,
+                  bool rough, Scanner& scanner) {
+    const auto rows = [&](int64_t i) {
+      return scanner.rows[static_cast<size_t>((i - begin) * tile_lines())].of;
+    };
+    for (int64_t i = begin; i < end && !rough; ++i) head_.merge(head_.tile(i), rows(i), isa_);
     int32_t* dots = scanner.dots.front().of;
-    if (rough) {
-      kernel.rough_dots(tile.high, queries, dots);
-    } else {
-      head_.merge(tile, scanner.rows.front().of, isa_);
-      kernel.dots(tile, scanner.rows.front().of, queries, dots);
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = head_.tile(i);
+      if (rough) {
+        kernel.rough_dots(tile.high, queries, dots);
+      } else {
+        kernel.dots(rows(i), queries, dots);
+      }
+      meet_what_reaches(tile, dots, queries.count, rough, scanner);
     }
+  }
+
+  void meet_what_reaches(const Tile& tile, const int32_t* dots, int64_t count, bool rough,
+                         Scanner& scanner) {
     uint64_t rows[kDotQueries];
-    const GroupDots group{dots, w_.group.scales(0), scanner.widths.data(), queries.count};
+    const GroupDots group{dots, w_.group.scales(0), scanner.widths.data(), count};
     for (uint64_t any = scan_kernels(isa_).reach(tile, group, scanner.bars.data(), rows); any != 0;
          any &= any - 1) {
       const int query = std::countr_zero(any);
@@ -231,8 +260,8 @@ class TopK {
 
   // Drops what has been excluded; gives up rough rows if too many are left, or the query.
   void judge(int64_t count, bool rough, Scanner& scanner) {
-    const int64_t seen = scanner.strips * kStripTiles * kTileRows;
-    const bool tried = scanner.strips >= kTrialStrips;
+    const int64_t seen = scanner.seen * kTileRows;
+    const bool tried = scanner.seen >= kTrialTiles;
     for (int64_t i = 0; i < count; ++i) {
       Collector& collector = scanner.collectors[static_cast<size_t>(i)];
       if (collector.pending() <= 2 * k_ + seen / kFewShare) continue;
@@ -299,6 +328,7 @@ class TopK {
   const ScoreKernel score_;
   Workspace& w_;
   std::atomic<bool> rough_{false};
+  int64_t strip_tiles_ = kLeastStripTiles;
 };
 
 }  // namespace

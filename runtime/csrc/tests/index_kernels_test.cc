@@ -33,7 +33,7 @@ void test_dot_products(int64_t rows, int64_t depth, int64_t count, Kept kept) {
         kernel.rough_dots(tile.high, queries, dots.data());
       } else {
         layer.head->merge(tile, merged.data(), isa);
-        kernel.dots(tile, merged.data(), queries, dots.data());
+        kernel.dots(merged.data(), queries, dots.data());
       }
       all.insert(all.end(), dots.begin(), dots.begin() + count * kTileRows);
     }
@@ -68,13 +68,12 @@ void test_extreme_dot_products() {
   int32_t sum = 0;
   for (size_t i = 0; i < kDepth; ++i) sum += x[i] = i % 3 ? 127 : -127;
   const DotQueries queries{x.data(), 1024, 1, steps, &sum};
-  const Tile tile{0, kTileRows, high.data(), nullptr, nullptr, nullptr, {}};
   for (Isa isa : supported_isas()) {
     const DotKernel& kernel = isa == Isa::kAmx ? kDotAmx : dot_kernel(isa, 1);
     int32_t expected[kTileRows], found[16 * kTileRows];
     kernel.enter(queries);
-    kDotScalar.dots(tile, rows.data(), queries, expected);
-    kernel.dots(tile, rows.data(), queries, found);
+    kDotScalar.dots(rows.data(), queries, expected);
+    kernel.dots(rows.data(), queries, found);
     EXPECT(std::memcmp(found, expected, sizeof expected) == 0);
     kDotScalar.rough_dots(high.data(), queries, expected);
     kernel.rough_dots(high.data(), queries, found);
@@ -131,7 +130,7 @@ void test_scan_kernels(int64_t rows, float bias) {
     const Tile tile = head.tile(i);
     std::vector<int8_t> merged(static_cast<size_t>(head.merged_bytes()));
     head.merge(tile, merged.data(), Isa::kScalar);
-    kDotScalar.dots(tile, merged.data(), group.dots(0, 5), dots.data());
+    kDotScalar.dots(merged.data(), group.dots(0, 5), dots.data());
     const auto run = [&](const ScanKernels& kernels) {
       std::vector<uint64_t> reached(5);
       uint64_t any = kernels.reach(tile, {dots.data(), group.scales(0), widths.data(), 5},
