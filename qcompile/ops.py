@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DOMAIN = "qcompile"
-VERSION = 2
+VERSION = 3
 """Version of the operator set, and of the packed weight layout that its operators read."""
 
 BLOCK_ROWS = 16

@@ -8,7 +8,7 @@
 namespace qcompile::ort {
 
 // VERSION of qcompile/ops.py.
-inline constexpr int kOperatorVersion = 2;
+inline constexpr int kOperatorVersion = 3;
 
 // What a kernel's constructor may ask about its node.
 class NodeInfo {
