@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ def transform(
     *,
     batch_norm: str | None = None,
     activation: str | None = None,
+    memory: str | None = None,
+    memory_budget: int | str | None = None,
+    memory_options: Mapping[str, Any] | None = None,
     example_inputs: Any = None,
     strict: bool = False,
     inplace: bool = False,
@@ -66,6 +69,12 @@ def transform(
         batch_norm: ``branch``, ``outer``, ``both`` or ``none``, for every ``Quadratic``: what
             becomes of the batch norm that follows a quadratic layer.
         activation: ``keep`` or ``drop``, likewise: the activation behind a quadratic layer.
+        memory: ``auto`` lets each quadratic layer keep as much for the backward pass as a
+            training step within ``memory_budget`` has room for, at the least extra operations.
+            With it nothing else needs to be asked for: layers may be quadratic already.
+        memory_budget: bytes, or text such as ``4GiB`` or ``500MB``.
+        memory_options: how the model is trained, such as ``{"optimizer": "adam"}``; see
+            :func:`qcompile.memory.fit_memory`.
         example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
             Needed where ``torch.fx.symbolic_trace`` fails, and to count operations.
         strict: raise where something that was asked for is not done, instead of warning.
@@ -87,7 +96,12 @@ def transform(
     before = _Snapshot(work)
     try:
         configs = _quadratics(quadratic, batch_norm=batch_norm, activation=activation)
-        result, report = _rewrite(work, configs, _sparse(sparse_output), example_inputs)
+        automatic = _automatic(memory, memory_budget, memory_options)
+        result, report = work, Report()
+        if quadratic is not None or sparse_output or not automatic:
+            result, report = _rewrite(work, configs, _sparse(sparse_output), example_inputs)
+        if automatic:
+            report.notes.append(_fit(result, memory_budget, example_inputs, memory_options))
         if strict and report.problems:
             raise PassError(" ".join(report.problems))
     except BaseException:
@@ -179,6 +193,28 @@ def _rewrite(
         report.problems += _bypassed(report, before, after)
         _add_flops(report, before, after)
     return outcome.model, report
+
+
+def _automatic(
+    memory: Any, memory_budget: int | str | None, memory_options: Mapping[str, Any] | None
+) -> bool:
+    """Return whether memory levels are to be chosen, and check that this is all there is to it."""
+    if memory not in (None, "auto"):
+        raise ConfigurationError(f"memory must be 'auto' or None, got {memory!r}.")
+    if memory == "auto":
+        if memory_budget is None:
+            raise ConfigurationError("memory='auto' needs a budget, memory_budget='4GiB' say.")
+        return True
+    if memory_budget is not None or memory_options is not None:
+        raise ConfigurationError("memory_budget and memory_options belong to memory='auto'.")
+    return False
+
+
+def _fit(model: nn.Module, budget: Any, example: Any, options: Mapping[str, Any] | None) -> str:
+    """Choose memory levels and tell them."""
+    from qcompile.memory import fit_memory
+
+    return fit_memory(model, budget, example, **(options or {})).summary()
 
 
 def _quadratics(request: QuadraticRequest, **options: Any) -> list[Quadratic]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from qcompile.config import LOSSES, OPTIMIZERS
 from qcompile.errors import ConfigurationError
+from qcompile.memory.budget import Choice, choose_levels
 from qcompile.memory.ledger import CATEGORIES, Moment
 from qcompile.memory.measure import Source, measure_step
 from qcompile.memory.predict import Prediction
@@ -20,16 +21,20 @@ from qcompile.passes.fx.inputs import Inputs
 __all__ = [
     "LOSSES",
     "OPTIMIZERS",
+    "Choice",
     "LayerMemory",
     "Measured",
     "MemoryProfile",
     "Peak",
     "Source",
     "Timeline",
+    "fit_memory",
     "format_bytes",
     "memory_profile",
     "parse_bytes",
 ]
+
+_HOW = ("target", "optimizer", "loss", "autocast", "dtype", "batch_size", "device")
 
 
 def memory_profile(
@@ -76,23 +81,66 @@ def memory_profile(
         raise ConfigurationError(
             f"memory_profile takes a torch.nn.Module, got {type(model).__name__}."
         )
-    if device not in ("cpu", "cuda"):
-        raise ConfigurationError(f"memory_profile: device must be 'cpu' or 'cuda', got {device!r}.")
-    inputs = Inputs.of(example_inputs)
-    if inputs is None:
-        raise ConfigurationError(
-            "memory_profile needs example inputs, whose sizes decide what a step takes: a tensor, "
-            "a tuple of positional arguments or a dict of keyword arguments."
-        )
+    device, call = _device(device), _call(example_inputs, target)
     if not predict and not measure:
         raise ConfigurationError("memory_profile: nothing to do with predict=False, measure=False.")
     step = TrainingStep(optimizer, loss, autocast, dtype)
-    call = Call(inputs.args, inputs.kwargs, target)
     prediction = predict_step(model, call, step, device, batch_size) if predict else None
     measured = None
     if measure:
         measured = measure_step(source or model, call.resized(batch_size), step, device)
     return _profile(model, device, step, prediction, measured)
+
+
+def fit_memory(
+    model: nn.Module, memory_budget: str | int, example_inputs: Any, **options: Any
+) -> Choice:
+    """Set what quadratic layers keep for the backward pass so that training fits into a budget.
+
+    Their levels are chosen for the least extra operations, by predictions alone.
+
+    Args:
+        model: has quadratic layers or blocks, whose attribute ``memory`` is set.
+        memory_budget: bytes, or text such as ``4GiB`` or ``500MB``, for all that a step takes.
+        example_inputs: as of :func:`memory_profile`.
+        options: how it is trained, the arguments of :func:`memory_profile`: ``target``,
+            ``optimizer``, ``loss``, ``autocast``, ``dtype``, ``batch_size``, ``device``.
+
+    Raises:
+        ConfigurationError: an argument is malformed, or no layer has levels.
+        PassError: the budget is too little, and the message says what the least is; or a step
+            fails. The levels are then as they were.
+        TraceError: the model cannot be followed without numbers.
+    """
+    budget = parse_bytes(memory_budget)
+    unknown = set(options) - set(_HOW)
+    if unknown:
+        raise ConfigurationError(
+            f"memory: unknown option {', '.join(sorted(unknown))}; known: {', '.join(_HOW)}."
+        )
+    call = _call(example_inputs, options.pop("target", None))
+    batch_size = options.pop("batch_size", None)
+    device = _device(options.pop("device", "cpu"))
+    step = TrainingStep(**options)
+    return choose_levels(
+        model, budget, lambda model: predict_step(model, call, step, device, batch_size)
+    )
+
+
+def _call(example_inputs: Any, target: Any) -> Call:
+    inputs = Inputs.of(example_inputs)
+    if inputs is None:
+        raise ConfigurationError(
+            "the memory of a step needs example inputs, whose sizes decide what it takes: a "
+            "tensor, a tuple of positional arguments or a dict of keyword arguments."
+        )
+    return Call(inputs.args, inputs.kwargs, target)
+
+
+def _device(device: str) -> str:
+    if device not in ("cpu", "cuda"):
+        raise ConfigurationError(f"memory: device must be 'cpu' or 'cuda', got {device!r}.")
+    return device
 
 
 def _profile(
@@ -112,7 +160,7 @@ def _profile(
         [moment.layer for moment in moments],
         [moment.live for moment in moments],
     )
-    peak = _peak(max(moments, key=lambda moment: moment.total))
+    peak = _peak(prediction.peak)
     return MemoryProfile(name, device, step.to_dict(), peak, layers, saved, timeline, measured)
 
 

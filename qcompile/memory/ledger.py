@@ -59,12 +59,14 @@ class Moment:
         layer: name of the module at work.
         operation: name of the operator at work; empty where memory was only freed.
         live: bytes by category, in the order of :data:`CATEGORIES`.
+        event: number of the event in its ledger.
     """
 
     phase: str
     layer: str
     operation: str
     live: tuple[int, ...]
+    event: int
 
     @property
     def total(self) -> int:
@@ -116,6 +118,15 @@ class Ledger:
         for event in self._events[start:end]:
             yield from event.made
 
+    def alive(self, event: int) -> set[Block]:
+        """Return the blocks that are there right after an event."""
+        blocks: set[Block] = set()
+        for each in self._events[: event + 1]:
+            blocks.update(each.made)
+            if each.freed is not None:
+                blocks.discard(each.freed)
+        return blocks
+
     def moments(self, start: int, end: int) -> Iterator[Moment]:
         """Yield what was alive at the events from ``start`` to before ``end``.
 
@@ -134,5 +145,5 @@ class Ledger:
             if event.workspace:
                 height = list(live)
                 height[index[TEMPORARY]] += event.workspace
-                yield Moment(event.phase, event.layer, event.operation, tuple(height))
-            yield Moment(event.phase, event.layer, event.operation, tuple(live))
+                yield Moment(event.phase, event.layer, event.operation, tuple(height), number)
+            yield Moment(event.phase, event.layer, event.operation, tuple(live), number)

@@ -22,7 +22,16 @@ from torch.nn.parameter import is_lazy
 
 from qcompile.errors import PassError, QCompileError, TraceError
 from qcompile.memory.layers import LayerClock
-from qcompile.memory.ledger import BUFFER, GRADIENT, INPUT, OPTIMIZER, PARAMETER, Block, Ledger
+from qcompile.memory.ledger import (
+    BUFFER,
+    GRADIENT,
+    INPUT,
+    OPTIMIZER,
+    PARAMETER,
+    Block,
+    Ledger,
+    Moment,
+)
 from qcompile.memory.sparse_output import INSTEAD, stand_in
 from qcompile.memory.step import Call, TrainingStep
 from qcompile.memory.tracker import StorageTracker
@@ -43,6 +52,7 @@ class Prediction:
         start: event at which the step begins that is like all others.
         end: event before which it ends.
         saved: blocks that each module is the first to save for the backward pass, by name.
+        operations: arithmetic operations of each module, forward and backward, by name.
         shapes: shape of the first tensor that each called module returned, by name.
     """
 
@@ -50,7 +60,14 @@ class Prediction:
     start: int
     end: int
     saved: dict[str, list[Block]]
+    operations: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def peak(self) -> Moment:
+        """The moment at which most is alive."""
+        moments = self.ledger.moments(self.start, self.end)
+        return max(moments, key=lambda moment: moment.total)
 
 
 def predict(
@@ -105,11 +122,12 @@ def _follow(model: nn.Module, call: Call, step: TrainingStep, device: str) -> Pr
     with clock.following(), tracker:
         for _ in range(_STEPS):
             start = len(tracker.ledger)
+            tracker.operations.clear()
             step.run(model, call, optimizer, device, enter, tracker.saving)
             state = [v for state in optimizer.state.values() for v in state.values()]
             tracker.register([v for v in state if _on(v, device)], OPTIMIZER)
     saved = _saved(tracker.ledger, start, end)
-    return Prediction(tracker.ledger, start, end, saved, clock.shapes)
+    return Prediction(tracker.ledger, start, end, saved, tracker.operations, clock.shapes)
 
 
 def _on(value: Any, device: str) -> bool:

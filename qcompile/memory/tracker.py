@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from qcompile.memory.layers import LayerClock
 from qcompile.memory.ledger import ACTIVATION, TEMPORARY, Block, Ledger
@@ -34,12 +35,16 @@ class StorageTracker(TorchDispatchMode):
 
     Attributes:
         ledger: what happened.
+        operations: name of each module → arithmetic operations in it and in the backward pass of
+            what it computed; of others than matrix products, convolutions and attention, one for
+            each element of the result.
         phase: set by the caller as the step proceeds.
     """
 
     def __init__(self, device: str, clock: LayerClock) -> None:
         super().__init__()
         self.ledger = Ledger()
+        self.operations: dict[str, int] = {}
         self.phase = ""
         self.skips_values = False
         self._device, self._clock = device, clock
@@ -55,6 +60,7 @@ class StorageTracker(TorchDispatchMode):
             if _adds_sparse(func, args):
                 return args[0]
         result = func(*args, **kwargs)
+        self._count(func, args, kwargs, result)
         name = str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
         self._enter(name.removeprefix("aten."), result, height(func, args, kwargs, result))
         return result
@@ -85,6 +91,17 @@ class StorageTracker(TorchDispatchMode):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        formula = flop_registry.get(getattr(func, "overloadpacket", func))
+        if formula is not None:
+            count = formula(*args, **kwargs, out_val=result)
+        elif getattr(func, "is_view", False):
+            return
+        else:
+            count = sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        layer = self._clock.current
+        self.operations[layer] = self.operations.get(layer, 0) + count
 
     def _enter(self, operation: str, result: Any, most: int) -> None:
         made = []

@@ -241,7 +241,7 @@ def test_a_hidden_layer_that_picks_neurons_is_named() -> None:
 
 def test_bad_input() -> None:
     model, x = perceptron(), torch.randn(2, WIDTH)
-    with pytest.raises(ConfigurationError, match="needs example inputs"):
+    with pytest.raises(ConfigurationError, match="example inputs"):
         memory_profile(model, None)
     with pytest.raises(ConfigurationError, match=r"torch\.nn\.Module"):
         memory_profile("model", x)
