@@ -81,7 +81,7 @@ class ScaNN(Engine):
     def points(self, head: Head) -> list[Point]:
         return [
             {"leaves": leaves, "rescored": rescored}
-            for leaves in (2, 3, 4, 6, 8, 12, 16, 24, 32)
+            for leaves in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
             for rescored in (20, 40, 100)
         ]
 

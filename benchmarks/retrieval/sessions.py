@@ -78,13 +78,11 @@ class Ours(Engine):
     def points(self, head: Head) -> list[Point]:
         if not self.approximate:
             return [{}]
-        few, many = (2, 4, 6, 8, 10, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256, 384, 512)
-        quick = [(p, g, r) for p in few for g in (8, 12, 16, 24) for r in (16, 32)]
-        thorough = [(p, g, r) for p in many for g in (24, 48, _ALL) for r in (16, 32)]
-        return [
-            {"probes": probes, "groups": groups, "rescore": rescore}
-            for probes, groups, rescore in quick + thorough
-        ]
+        few, many = (4, 6, 8, 10, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+        quick = [(p, g, r, 0.0) for p in few for g, r in ((8, 12), (16, 12), (24, 12), (16, 32))]
+        thorough = [(p, g, 32, s) for p in many for g, s in ((32, 0.0), (_ALL, 0.0), (_ALL, 1.0))]
+        names = ("probes", "groups", "rescore", "spread")
+        return [dict(zip(names, settings, strict=True)) for settings in quick + thorough]
 
     def search(self, point: Point) -> Search:
         if not point:

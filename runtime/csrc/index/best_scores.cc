@@ -65,8 +65,11 @@ float BestScores::kth_best() {
 
 // Peaks are scores of different rows, so the k-th of them bounds the k-th best from below.
 void BestScores::seed(const float* scores, int64_t listed) {
-  const auto groups = static_cast<int64_t>(k_ <= 8 ? kTogether : 4 * kTogether);
-  if (static_cast<int64_t>(k_) > groups * kBlockRows || listed < groups) return;
+  constexpr int64_t kFew = 4;  // peaks for each of the k best: that many bound it closely
+  const auto k = static_cast<int64_t>(k_);
+  int64_t groups = kTogether;
+  while (groups * kBlockRows < kFew * k && 8 * groups <= listed) groups *= 4;
+  if (k > groups * kBlockRows || listed < groups) return;
   peaks_.resize(static_cast<size_t>(groups * kBlockRows));
   lane_peaks(isa_)(scores, listed, groups, peaks_.data());
   const auto kth = peaks_.begin() + static_cast<std::ptrdiff_t>(k_) - 1;

@@ -9,7 +9,30 @@ namespace qcompile {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kMost = std::numeric_limits<float>::max();
+
+// scores [count] += factor * deviations, which are how far the scores of cells' rows spread for a
+// query of that norm.
+QC_INLINE void add_deviations(const float* weights, const float* biases, int64_t count, double norm,
+                              float factor, float* scores) {
+  constexpr double kMost = std::numeric_limits<float>::max();
+  for (int64_t i = 0; i < count; ++i) {
+    const double weight = norm * weights[i], bias = biases[i];
+    const double deviation = std::sqrt(weight * weight + bias * bias);
+    scores[i] += factor * static_cast<float>(deviation < kMost ? deviation : kMost);
+  }
+}
+void add_scalar(const float* weights, const float* biases, int64_t count, double norm, float factor,
+                float* scores) {
+  add_deviations(weights, biases, count, norm, factor, scores);
+}
+QC_AVX2 void add_avx2(const float* weights, const float* biases, int64_t count, double norm,
+                      float factor, float* scores) {
+  add_deviations(weights, biases, count, norm, factor, scores);
+}
+QC_AVX512 void add_avx512(const float* weights, const float* biases, int64_t count, double norm,
+                          float factor, float* scores) {
+  add_deviations(weights, biases, count, norm, factor, scores);
+}
 
 }  // namespace
 
@@ -40,8 +63,9 @@ void CellChoice::choose(const Query& query, const EncodedQueries& encoded) {
 std::span<const uint64_t> CellChoice::others(float least) {
   for (uint64_t key : cells_) cell_scores_[place_of(key)] = -kInfinity;
   others_.clear();
+  deviate(0, index_->cells(), search_->guard, cell_scores_.data());
   for (int64_t cell = 0; cell < index_->cells(); ++cell) {
-    const float bound = cell_scores_[static_cast<size_t>(cell)] + search_->guard * deviation(cell);
+    const float bound = cell_scores_[static_cast<size_t>(cell)];
     if (bound >= least) others_.push_back(rank_key(bound, static_cast<uint32_t>(cell)));
   }
   std::sort(others_.begin(), others_.end(), std::greater<>());
@@ -78,10 +102,17 @@ void CellChoice::score() {
                     cell_scores_.data());
   if (search_->spread == 0) return;
   promises_ = cell_scores_;
-  for (size_t i = 0; i < promises_.size(); ++i) {
-    const int64_t cell = int64_t{list_[i / kBlockRows]} * kBlockRows + i % kBlockRows;
-    if (cell < index_->cells()) promises_[i] += search_->spread * deviation(cell);
+  for (size_t i = 0; i < list_.size(); ++i) {
+    const int64_t cell = int64_t{list_[i]} * kBlockRows;
+    deviate(cell, std::min<int64_t>(kBlockRows, index_->cells() - cell), search_->spread,
+            promises_.data() + i * kBlockRows);
   }
+}
+
+// Adds a multiple of how far the scores of the rows of cells first, first + 1 … spread.
+void CellChoice::deviate(int64_t first, int64_t count, float factor, float* scores) const {
+  const auto add = isa_ == Isa::kScalar ? add_scalar : isa_ == Isa::kAvx2 ? add_avx2 : add_avx512;
+  add(index_->spread() + first, index_->bias_spread() + first, count, query_->norm, factor, scores);
 }
 
 // Takes the `probes` best cells of those listed; returns whether they hold k rows.
@@ -96,16 +127,7 @@ bool CellChoice::take(int64_t probes) {
     cells_.push_back(key);
     rows += index_->size(place_of(key));
   }
-  std::sort(cells_.begin(), cells_.end(), std::greater<>());
   return rows >= search_->k;
-}
-
-// How far the scores of a cell's rows spread for this query.
-float CellChoice::deviation(int64_t cell) const {
-  const double weights = static_cast<double>(query_->norm) * index_->spread()[cell];
-  const double biases = index_->bias_spread()[cell];
-  return static_cast<float>(
-      std::min(std::sqrt(weights * weights + biases * biases), static_cast<double>(kMost)));
 }
 
 }  // namespace qcompile

@@ -19,10 +19,10 @@ class CellChoice {
   // Chooses for a query that `encoded` holds alone: the `probes` best cells of the best groups if
   // they hold k rows, otherwise as many of all cells as do.
   void choose(const Query& query, const EncodedQueries& encoded);
-  // Rank keys of the cells chosen, the best first. Places are cells.
+  // Rank keys of the cells chosen, in no order. Places are cells.
   std::span<const uint64_t> cells() const { return cells_; }
-  // With a guard: rank keys of the bounds of all cells that were not chosen and reach `least`, the
-  // greatest first.
+  // With a guard, and once: rank keys of the bounds of all cells that were not chosen and reach
+  // `least`, the greatest first.
   std::span<const uint64_t> others(float least);
 
  private:
@@ -31,7 +31,7 @@ class CellChoice {
   void list_all();
   void score();
   bool take(int64_t probes);
-  float deviation(int64_t cell) const;
+  void deviate(int64_t first, int64_t count, float factor, float* scores) const;
 
   const CellIndex* index_ = nullptr;
   const CellSearch* search_ = nullptr;

@@ -1,6 +1,7 @@
 #include "index/cell_scan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace qcompile {
 namespace {
@@ -23,7 +24,7 @@ void CellScan::start(const CellIndex& index, const EncodedQueries& queries, Isa 
 
 void CellScan::ask(int64_t query, std::span<const uint64_t> cells) {
   for (uint64_t key : cells) {
-    visits_.push_back(uint64_t{place_of(key)} << 32 | static_cast<uint32_t>(query));
+    visits_.push_back({static_cast<int32_t>(place_of(key)), static_cast<int32_t>(query)});
   }
 }
 
@@ -33,7 +34,7 @@ void CellScan::run(BestScores* best) {
     if (part.askers > 1) scan_together(part, best);
   }
   for (const Part& part : parts_) {
-    if (part.askers == 1) scan_alone(part, best[askers_[static_cast<size_t>(part.asker)]]);
+    if (part.askers == 1) scan_alone(part, best[part.asker]);
   }
   for (int64_t query = 0; query < queries_.count; ++query) offer(query, best[query]);
   visits_.clear();
@@ -42,36 +43,50 @@ void CellScan::run(BestScores* best) {
 // Cells that several queries ask for, in the order of memory; then those of one query alone, query
 // by query, so that one list has them all.
 void CellScan::divide() {
-  askers_.clear();
   list_.clear();
   parts_.clear();
-  if (queries_.count > 1) std::sort(visits_.begin(), visits_.end());
-  auto rest = visits_.begin();
-  for (auto visit = visits_.begin(); visit != visits_.end();) {
-    const uint64_t cell = *visit >> 32;
-    auto end = visit;
-    while (end != visits_.end() && *end >> 32 == cell) ++end;
-    if (end - visit == 1) {
-      *rest++ = *visit << 32 | cell;
-    } else {
-      Part part{std::ssize(list_), 0, std::ssize(askers_), end - visit};
-      for (auto each = visit; each != end; ++each) {
-        askers_.push_back(static_cast<int32_t>(*each & 0xFFFFFFFF));
-      }
-      list_cell(static_cast<int64_t>(cell));
-      part.blocks = std::ssize(list_) - part.first;
-      parts_.push_back(part);
-    }
-    visit = end;
+  if (queries_.count == 1) {
+    // In the order of memory: of many cells some lie side by side.
+    std::sort(visits_.begin(), visits_.end(),
+              [](const Visit& a, const Visit& b) { return a.cell < b.cell; });
+    return list_alone(visits_);
   }
-  if (queries_.count > 1) std::sort(visits_.begin(), rest);
-  for (auto visit = visits_.begin(); visit != rest;) {
-    const uint64_t query = *visit >> 32;
-    Part part{std::ssize(list_), 0, std::ssize(askers_), 1};
-    askers_.push_back(static_cast<int32_t>(query));
-    for (; visit != rest && *visit >> 32 == query; ++visit) {
-      list_cell(static_cast<int64_t>(*visit & 0xFFFFFFFF));
+  sort_by_cell();
+  alone_.clear();
+  for (size_t begin = 0, end = 0; begin < sorted_.size(); begin = end) {
+    const int32_t cell = sorted_[begin].cell;
+    while (end < sorted_.size() && sorted_[end].cell == cell) ++end;
+    if (end - begin == 1) {
+      alone_.push_back(sorted_[begin]);
+      continue;
     }
+    Part part{std::ssize(list_), 0, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin)};
+    list_cell(cell);
+    part.blocks = std::ssize(list_) - part.first;
+    parts_.push_back(part);
+  }
+  std::stable_sort(alone_.begin(), alone_.end(),
+                   [](const Visit& a, const Visit& b) { return a.query < b.query; });
+  list_alone(alone_);
+}
+
+// By counting: there are as many visits as queries times probes.
+void CellScan::sort_by_cell() {
+  next_.assign(static_cast<size_t>(index_->cells()) + 1, 0);
+  for (const Visit& visit : visits_) ++next_[static_cast<size_t>(visit.cell) + 1];
+  std::partial_sum(next_.begin(), next_.end(), next_.begin());
+  sorted_.resize(visits_.size());
+  for (const Visit& visit : visits_) {
+    sorted_[static_cast<size_t>(next_[static_cast<size_t>(visit.cell)]++)] = visit;
+  }
+}
+
+// Visits of one query after those of another.
+void CellScan::list_alone(const std::vector<Visit>& visits) {
+  for (size_t begin = 0, end = 0; begin < visits.size(); begin = end) {
+    const int32_t query = visits[begin].query;
+    Part part{std::ssize(list_), 0, query, 1};
+    for (; end < visits.size() && visits[end].query == query; ++end) list_cell(visits[end].cell);
     part.blocks = std::ssize(list_) - part.first;
     parts_.push_back(part);
   }
@@ -93,7 +108,7 @@ EncodedQueries CellScan::one(int64_t query) const {
 }
 
 void CellScan::scan_alone(const Part& part, BestScores& best) {
-  const int64_t query = askers_[static_cast<size_t>(part.asker)];
+  const int64_t query = part.asker;
   Waiting& waiting = waiting_[static_cast<size_t>(query)];
   for (int64_t at = 0; at < part.blocks;) {
     if (std::ssize(waiting.list) == kListed) offer(query, best);
@@ -108,12 +123,13 @@ void CellScan::scan_together(const Part& part, BestScores* best) {
     const BlockList blocks = piece(part, at, kPiece);
     for (int64_t first = 0; first < part.askers; first += kAskers) {
       const int64_t count = std::min(kAskers, part.askers - first);
-      const int32_t* askers = askers_.data() + part.asker + first;
+      const Visit* askers = sorted_.data() + part.asker + first;
       const EncodedQueries together = gather(askers, count);
       kernel_(index_->rows(), blocks, together, scores_.data());
       for (int64_t i = 0; i < count; ++i) {
-        Waiting& waiting = waiting_[static_cast<size_t>(askers[i])];
-        if (std::ssize(waiting.list) + blocks.count > kListed) offer(askers[i], best[askers[i]]);
+        const int32_t query = askers[i].query;
+        Waiting& waiting = waiting_[static_cast<size_t>(query)];
+        if (std::ssize(waiting.list) + blocks.count > kListed) offer(query, best[query]);
         std::copy_n(scores_.data() + i * blocks.count * kBlockRows, blocks.count * kBlockRows,
                     add(waiting, blocks));
       }
@@ -121,14 +137,14 @@ void CellScan::scan_together(const Part& part, BestScores* best) {
   }
 }
 
-EncodedQueries CellScan::gather(const int32_t* queries, int64_t count) {
+EncodedQueries CellScan::gather(const Visit* visits, int64_t count) {
   gathered_.resize(static_cast<size_t>(kAskers * queries_.stride));
   scales_.resize(kAskers);
   scores_.resize(kAskers * kPiece * kBlockRows);
   for (int64_t i = 0; i < count; ++i) {
-    std::copy_n(queries_.values + queries[i] * queries_.stride, queries_.stride,
+    std::copy_n(queries_.values + visits[i].query * queries_.stride, queries_.stride,
                 gathered_.data() + i * queries_.stride);
-    scales_[static_cast<size_t>(i)] = queries_.scales[queries[i]];
+    scales_[static_cast<size_t>(i)] = queries_.scales[visits[i].query];
   }
   return {gathered_.data(), queries_.stride, scales_.data(), count};
 }

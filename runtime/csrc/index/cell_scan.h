@@ -24,10 +24,13 @@ class CellScan {
   void run(BestScores* best);
 
  private:
+  struct Visit {
+    int32_t cell, query;
+  };
   // A run of the list of blocks and who asks for it.
   struct Part {
     int64_t first, blocks;  // of list_
-    int64_t asker, askers;  // of askers_
+    int64_t asker, askers;  // of sorted_, or the only query
   };
   // Scores of one query that have not been offered yet.
   struct Waiting {
@@ -36,21 +39,23 @@ class CellScan {
   };
 
   void divide();
+  void sort_by_cell();
+  void list_alone(const std::vector<Visit>& visits);
   void list_cell(int64_t cell);
   void scan_alone(const Part& part, BestScores& best);
   void scan_together(const Part& part, BestScores* best);
   BlockList piece(const Part& part, int64_t at, int64_t most) const;
   EncodedQueries one(int64_t query) const;
-  EncodedQueries gather(const int32_t* queries, int64_t count);
+  EncodedQueries gather(const Visit* visits, int64_t count);
   float* add(Waiting& waiting, const BlockList& blocks);
   void offer(int64_t query, BestScores& best);
 
   const CellIndex* index_ = nullptr;
   EncodedQueries queries_{};
   CellKernel kernel_ = nullptr;
-  std::vector<uint64_t> visits_;  // cell << 32 | query
-  std::vector<int32_t> askers_;   // queries
-  std::vector<int32_t> list_;     // of blocks of rows
+  std::vector<Visit> visits_, sorted_, alone_;
+  std::vector<int32_t> next_;  // of each cell, a place in sorted_
+  std::vector<int32_t> list_;  // of blocks of rows
   std::vector<Part> parts_;
   std::vector<Waiting> waiting_;  // of each query
   // Of queries that are scored together.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -10,14 +11,13 @@
 #include "core/lanes.h"
 #include "core/random.h"
 #include "index/cell_kernels.h"
+#include "index/dot_int8.h"
 #include "index/layout.h"
 
 namespace qcompile {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kRowsTogether = 32;
-constexpr int64_t kBlocksTogether = 16;
 constexpr int64_t kSamplePerCoarse = 512;
 
 using Rows = std::vector<int32_t>;
@@ -29,34 +29,34 @@ class Centroids {
       : count_(count),
         depth_(depth),
         means_(static_cast<size_t>(count * depth)),
-        packed_(static_cast<size_t>(block_count(count) * step_count(depth) * kStepBytes)),
-        terms_(static_cast<size_t>(block_count(count))) {}
+        packed_(static_cast<size_t>(tiles() * kTileBlocks * step_count(depth) + kRegisterLines)),
+        terms_(static_cast<size_t>(tiles() * kTileBlocks)) {}
 
   int64_t count() const { return count_; }
   float* mean(int64_t index) { return means_.data() + index * depth_; }
-  PackedBlocks blocks() const { return {packed_.data(), terms_.data(), step_count(depth_)}; }
+  int64_t tiles() const { return ceil_div(count_, kTileRows); }
+  const int8_t* tile(int64_t index) const {
+    return packed_[static_cast<size_t>(index * kTileBlocks * step_count(depth_))].of;
+  }
+  const BlockTerms* terms(int64_t tile) const { return terms_.data() + tile * kTileBlocks; }
 
   // To be called after means have changed.
   void pack(Isa isa) {
     std::vector<int8_t> values(static_cast<size_t>(depth_));
-    for (int64_t c = 0; c < block_count(count_) * kBlockRows; ++c) {
+    for (int64_t c = 0; c < tiles() * kTileRows; ++c) {
       BlockTerms& terms = terms_[static_cast<size_t>(c / kBlockRows)];
       const int64_t lane = c % kBlockRows;
-      terms.correction[lane] = 0;
       terms.scale[lane] = 0;
       terms.bias[lane] = -std::numeric_limits<float>::infinity();
       if (c >= count_) continue;
       quantise(mean(c), depth_, &terms.scale[lane], values.data(), isa);
-      int8_t* block = packed_.data() + c / kBlockRows * step_count(depth_) * kStepBytes;
-      int32_t sum = 0;
+      int8_t* block = packed_[static_cast<size_t>(c / kBlockRows * step_count(depth_))].of;
       double squares = 0;
       for (int64_t j = 0; j < depth_; ++j) {
         block[j / kBlockDepth * kStepBytes + lane * kBlockDepth + j % kBlockDepth] = values[j];
-        sum += values[j];
         const double value = static_cast<double>(terms.scale[lane]) * values[j];
         squares += value * value;
       }
-      terms.correction[lane] = -128 * sum;
       // x.c - |c|^2 / 2 is greatest where |x - c|^2 is least.
       terms.bias[lane] = static_cast<float>(-0.5 * squares);
     }
@@ -65,7 +65,7 @@ class Centroids {
  private:
   int64_t count_, depth_;
   std::vector<float> means_;
-  std::vector<int8_t> packed_;
+  std::vector<RowLine> packed_;  // whole tiles, and room for a tile register to read beyond
   std::vector<BlockTerms> terms_;
 };
 
@@ -75,23 +75,31 @@ struct LaneBest {
   LaneInts block;
 };
 
-QC_INLINE void keep_greater(const float* scores, int64_t blocks, int32_t first, LaneBest& best) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const Lanes score = load_lanes(scores + b * kBlockRows);
+// Scores of a tile's centroids for one row, from their dot products [kTileRows].
+QC_INLINE void keep_greater(const int32_t* dots, const BlockTerms* terms, float scale,
+                            int32_t first, LaneBest& best) {
+  for (int32_t b = 0; b < kTileBlocks; ++b) {
+    LaneInts products;
+    std::memcpy(&products, dots + b * kBlockRows, sizeof products);
+    const Lanes score =
+        __builtin_convertvector(products, Lanes) * (load_lanes(terms[b].scale) * scale) +
+        load_lanes(terms[b].bias);
     const LaneInts greater = score > best.score;
     best.score = greater ? score : best.score;
-    best.block = greater ? LaneInts{} + static_cast<int32_t>(first + b) : best.block;
+    best.block = greater ? LaneInts{} + (first + b) : best.block;
   }
 }
-void keep_greater_scalar(const float* scores, int64_t blocks, int32_t first, LaneBest& best) {
-  keep_greater(scores, blocks, first, best);
+void keep_greater_scalar(const int32_t* dots, const BlockTerms* terms, float scale, int32_t first,
+                         LaneBest& best) {
+  keep_greater(dots, terms, scale, first, best);
 }
-QC_AVX2 void keep_greater_avx2(const float* scores, int64_t blocks, int32_t first, LaneBest& best) {
-  keep_greater(scores, blocks, first, best);
+QC_AVX2 void keep_greater_avx2(const int32_t* dots, const BlockTerms* terms, float scale,
+                               int32_t first, LaneBest& best) {
+  keep_greater(dots, terms, scale, first, best);
 }
-QC_AVX512 void keep_greater_avx512(const float* scores, int64_t blocks, int32_t first,
-                                   LaneBest& best) {
-  keep_greater(scores, blocks, first, best);
+QC_AVX512 void keep_greater_avx512(const int32_t* dots, const BlockTerms* terms, float scale,
+                                   int32_t first, LaneBest& best) {
+  keep_greater(dots, terms, scale, first, best);
 }
 
 // The nearest centroid of each of rows ids[begin, end), into nearest[begin, end): the first of
@@ -99,43 +107,53 @@ QC_AVX512 void keep_greater_avx512(const float* scores, int64_t blocks, int32_t 
 class Nearest {
  public:
   Nearest(const QuantisedRows& rows, const Centroids& centroids, Isa isa)
-      : rows_(rows), centroids_(centroids), isa_(isa), list_(kBlocksTogether) {
+      : rows_(rows), centroids_(centroids), isa_(isa) {
     keep_ = isa == Isa::kScalar ? keep_greater_scalar
             : isa == Isa::kAvx2 ? keep_greater_avx2
                                 : keep_greater_avx512;
-    scores_.resize(kRowsTogether * kBlocksTogether * kBlockRows);
-    gathered_.resize(static_cast<size_t>(kRowsTogether * rows.stride));
+    dots_.resize(kDotQueries * kTileBlocks);
+    gathered_.resize(static_cast<size_t>(kDotQueries * rows.stride / kLineBytes));
   }
 
   void find(const int32_t* ids, int64_t begin, int64_t end, int32_t* nearest) {
-    for (int64_t first = begin; first < end; first += kRowsTogether) {
-      find_together(ids + first, std::min(kRowsTogether, end - first), nearest + first);
+    for (int64_t first = begin; first < end; first += kDotQueries) {
+      find_together(ids + first, std::min(kDotQueries, end - first), nearest + first);
     }
   }
 
  private:
   void find_together(const int32_t* ids, int64_t count, int32_t* nearest) {
-    float scales[kRowsTogether];
-    for (int64_t i = 0; i < count; ++i) {
-      scales[i] = rows_.scales[static_cast<size_t>(ids[i])];
-      std::copy_n(rows_.row(ids[i]), rows_.stride, gathered_.data() + i * rows_.stride);
-    }
+    int32_t sums[kDotQueries];
+    for (int64_t i = 0; i < count; ++i) sums[i] = gather(ids[i], i);
     const Lanes lowest = all_lanes(-std::numeric_limits<float>::infinity());
-    LaneBest best[kRowsTogether];
+    LaneBest best[kDotQueries];
     for (LaneBest& each : best) each = LaneBest{lowest, LaneInts{}};
-    const EncodedQueries queries{gathered_.data(), rows_.stride, scales, count};
-    const CellKernel kernel = cell_kernel(isa_);
-    const int64_t blocks = block_count(centroids_.count());
-    for (int64_t first = 0; first < blocks; first += kBlocksTogether) {
-      const int64_t listed = std::min(kBlocksTogether, blocks - first);
-      std::iota(list_.begin(), list_.end(), static_cast<int32_t>(first));
-      kernel(centroids_.blocks(), {list_.data(), listed}, queries, scores_.data());
+    const DotQueries queries{gathered_[0].of, rows_.stride, count, step_count(rows_.depth), sums};
+    const DotKernel& kernel = dot_kernel(isa_, count);
+    kernel.enter(queries);
+    for (int64_t tile = 0; tile < centroids_.tiles(); ++tile) {
+      kernel.dots(centroids_.tile(tile), queries, dots_[0].of);
       for (int64_t i = 0; i < count; ++i) {
-        keep_(scores_.data() + i * listed * kBlockRows, listed, static_cast<int32_t>(first),
+        keep_(dots_[static_cast<size_t>(i * kTileBlocks)].of, centroids_.terms(tile),
+              rows_.scales[static_cast<size_t>(ids[i])], static_cast<int32_t>(tile * kTileBlocks),
               best[i]);
       }
     }
+    kernel.leave();
     for (int64_t i = 0; i < count; ++i) nearest[i] = place(best[i]);
+  }
+
+  // Puts a row at a place among those together, without the offset of its values; returns their
+  // sum.
+  int32_t gather(int32_t row, int64_t place) {
+    const uint8_t* from = rows_.row(row);
+    int8_t* to = gathered_[static_cast<size_t>(place * rows_.stride / kLineBytes)].of;
+    int32_t sum = 0;
+    for (int64_t j = 0; j < rows_.stride; ++j) {
+      to[j] = static_cast<int8_t>(from[j] ^ 0x80);
+      sum += to[j];
+    }
+    return sum;
   }
 
   static int32_t place(const LaneBest& best) {
@@ -154,10 +172,9 @@ class Nearest {
   const QuantisedRows& rows_;
   const Centroids& centroids_;
   const Isa isa_;
-  void (*keep_)(const float*, int64_t, int32_t, LaneBest&);
-  std::vector<int32_t> list_;
-  std::vector<float> scores_;
-  std::vector<uint8_t> gathered_;
+  void (*keep_)(const int32_t*, const BlockTerms*, float, int32_t, LaneBest&);
+  std::vector<DotLine> dots_;
+  std::vector<RowLine> gathered_;
 };
 
 class Lloyd {
