@@ -25,6 +25,7 @@ from qcompile.report import Report
 if TYPE_CHECKING:
     from qcompile import analysis as analysis
     from qcompile import memory as memory
+    from qcompile import models as models
     from qcompile import nn as nn
     from qcompile import optim as optim
     from qcompile import training as training
@@ -53,7 +54,7 @@ _LAZY = {
     "session_options": "qcompile.plugin",
     "transform": "qcompile.rewrite",
 }
-_MODULES = ("analysis", "data", "memory", "nn", "optim", "passes", "training")
+_MODULES = ("analysis", "data", "memory", "models", "nn", "optim", "passes", "training")
 
 __all__ = [
     "LSH",

@@ -54,6 +54,9 @@ OPTIMIZERS = (
 LOSSES = ("auto", "cross_entropy", "mean_square", "sum")
 """Losses that the memory of a training step is told for."""
 
+MEMORY_LEVELS = (0, 1, 3)
+"""What training keeps for the backward pass, see :mod:`qcompile.nn.quadratic.hybrid`."""
+
 
 def choose(what: str, value: Any, known: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``known``.
@@ -77,6 +80,20 @@ def canonical_form(name: str) -> str:
         ConfigurationError: no form has this name.
     """
     return choose("quadratic form", str(name).replace("&", "_"), FORMS)
+
+
+def memory_level(value: Any) -> int:
+    """Return ``value`` if it is a level of :data:`MEMORY_LEVELS`.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(value, bool) or value not in MEMORY_LEVELS:
+        raise ConfigurationError(
+            f"memory must be 0 (keep everything), 1 (keep the input and what the branches "
+            f"compute) or 3 (keep the input, recompute the rest), got {value!r}."
+        )
+    return int(value)
 
 
 def _whole(where: str, **values: Any) -> None:
@@ -108,6 +125,7 @@ class Quadratic:
             ``outer`` moves it into a :class:`qcompile.nn.QuadraticBlock`; ``branch`` gives each
             branch of the block one; ``both`` does that and normalises their combination, too.
         activation: ``keep``, or ``drop`` to remove the activation that follows.
+        memory: what training keeps for the backward pass: 0, 1 or 3.
     """
 
     form: str = "Quadra"
@@ -117,12 +135,14 @@ class Quadratic:
     memory_limit: int = 2 << 30
     batch_norm: Literal["branch", "outer", "both", "none"] = "none"
     activation: Literal["keep", "drop"] = "keep"
+    memory: Literal[0, 1, 3] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "form", canonical_form(self.form))
         choose("init", self.init, INITS)
         choose("batch_norm", self.batch_norm, NORMS)
         choose("activation", self.activation, ACTIVATIONS)
+        memory_level(self.memory)
         _positive("Quadratic", memory_limit=self.memory_limit)
 
 

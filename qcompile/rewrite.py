@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompile.config import LSH, Quadratic
+from qcompile.config import LSH, MEMORY_LEVELS, Quadratic
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
 from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
@@ -45,7 +45,7 @@ def transform(
     *,
     batch_norm: str | None = None,
     activation: str | None = None,
-    memory: str | None = None,
+    memory: int | str | None = None,
     memory_budget: int | str | None = None,
     memory_options: Mapping[str, Any] | None = None,
     example_inputs: Any = None,
@@ -69,9 +69,10 @@ def transform(
         batch_norm: ``branch``, ``outer``, ``both`` or ``none``, for every ``Quadratic``: what
             becomes of the batch norm that follows a quadratic layer.
         activation: ``keep`` or ``drop``, likewise: the activation behind a quadratic layer.
-        memory: ``auto`` lets each quadratic layer keep as much for the backward pass as a
-            training step within ``memory_budget`` has room for, at the least extra operations.
-            With it nothing else needs to be asked for: layers may be quadratic already.
+        memory: 0, 1 or 3, likewise: what training keeps for the backward pass. ``auto`` lets each
+            quadratic layer keep as much as a training step within ``memory_budget`` has room for,
+            at the least extra operations. With it nothing else needs to be asked for: layers may
+            be quadratic already.
         memory_budget: bytes, or text such as ``4GiB`` or ``500MB``.
         memory_options: how the model is trained, such as ``{"optimizer": "adam"}``; see
             :func:`qcompile.memory.fit_memory`.
@@ -95,8 +96,9 @@ def transform(
     work = model if inplace else _copy(model)
     before = _Snapshot(work)
     try:
-        configs = _quadratics(quadratic, batch_norm=batch_norm, activation=activation)
         automatic = _automatic(memory, memory_budget, memory_options)
+        options = {"batch_norm": batch_norm, "activation": activation}
+        configs = _quadratics(quadratic, **options, memory=None if automatic else memory)
         result, report = work, Report()
         if quadratic is not None or sparse_output or not automatic:
             result, report = _rewrite(work, configs, _sparse(sparse_output), example_inputs)
@@ -120,6 +122,7 @@ def explain(
     *,
     batch_norm: str | None = None,
     activation: str | None = None,
+    memory: int | None = None,
     example_inputs: Any = None,
 ) -> Report:
     """Return the report that :func:`transform` would give, and leave the model as it was.
@@ -132,7 +135,8 @@ def explain(
     model = _checked(model)
     before = _Snapshot(model)
     try:
-        configs = _quadratics(quadratic, batch_norm=batch_norm, activation=activation)
+        options = {"batch_norm": batch_norm, "activation": activation, "memory": memory}
+        configs = _quadratics(quadratic, **options)
         return _rewrite(model, configs, _sparse(sparse_output), example_inputs)[1]
     finally:
         before.restore()
@@ -199,8 +203,8 @@ def _automatic(
     memory: Any, memory_budget: int | str | None, memory_options: Mapping[str, Any] | None
 ) -> bool:
     """Return whether memory levels are to be chosen, and check that this is all there is to it."""
-    if memory not in (None, "auto"):
-        raise ConfigurationError(f"memory must be 'auto' or None, got {memory!r}.")
+    if memory not in (None, "auto", *MEMORY_LEVELS) or isinstance(memory, bool):
+        raise ConfigurationError(f"memory must be 'auto', 0, 1 or 3, got {memory!r}.")
     if memory == "auto":
         if memory_budget is None:
             raise ConfigurationError("memory='auto' needs a budget, memory_budget='4GiB' say.")

@@ -15,6 +15,8 @@ from qcompile.config import NORMS, choose
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn.quadratic.first_order import WeightType
 from qcompile.nn.quadratic.layers import QuadraticLayer, QuadraticLinear
+from qcompile.nn.quadratic.memory import Memory, call, keeps_less
+from qcompile.nn.quadratic.plan import OUTER
 
 BATCH_NORMS: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -26,7 +28,7 @@ _OF_THE_LAYER = frozenset(
 )
 
 
-class QuadraticBlock(nn.Module):
+class QuadraticBlock(Memory, nn.Module):
     """A quadratic layer whose branches or output are normalised, and an activation.
 
     With ``batch_norm="branch"`` Quadra computes BN_a(A x)∘BN_b(B x) + BN_c(C x); every form has a
@@ -34,15 +36,19 @@ class QuadraticBlock(nn.Module):
     to; ``both`` does both, as QuadraLib's networks; ``none`` neither.
 
     The parts are ordinary modules: ``layer``, ``norm_a``, ``norm_b``, ``norm_c`` (those of the
-    form's branches), ``norm`` and ``activation``, absent ones ``None``.
+    form's branches), ``norm``, ``activation`` and ``pool``, absent ones ``None``.
 
     Args:
         layer: a quadratic layer. Where each branch is normalised its biases have no effect:
             make it with ``bias=False``.
         batch_norm: ``branch``, ``outer``, ``both`` or ``none``.
         activation: a module for the end, or ``None``.
+        pool: one behind it, or ``None``; ``nn.MaxPool2d`` and ``3d`` save memory here at levels 1
+            and 3.
         eps: of each batch norm.
         momentum: of each batch norm.
+        memory: what training keeps for the backward pass: 0, 1 or 3. At 1 and 3 hooks of the
+            parts are not called, since the block is one step of autograd.
 
     Shape:
         As the layer's. With a batch norm, the input of a linear layer is [batch, n], and that of a
@@ -57,21 +63,24 @@ class QuadraticBlock(nn.Module):
         layer: QuadraticLayer,
         batch_norm: str = "branch",
         activation: nn.Module | None = None,
+        pool: nn.Module | None = None,
         *,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
+        memory: int = 0,
     ) -> None:
         super().__init__()
+        self.memory = memory
         if not isinstance(layer, QuadraticLayer):
             raise ConfigurationError(
                 f"QuadraticBlock takes a quadratic layer, got {type(layer).__name__}: make one "
                 f"with qcompile.nn.from_first_order, for instance."
             )
-        if activation is not None and not isinstance(activation, nn.Module):
-            raise ConfigurationError(
-                f"QuadraticBlock: activation must be a module or None, "
-                f"got {type(activation).__name__}."
-            )
+        for name, end in (("activation", activation), ("pool", pool)):
+            if end is not None and not isinstance(end, nn.Module):
+                raise ConfigurationError(
+                    f"QuadraticBlock: {name} must be a module or None, got {type(end).__name__}."
+                )
         choose("batch_norm", batch_norm, NORMS)
         self.layer = layer
         letters = layer.formula.branches if batch_norm in ("branch", "both") else ()
@@ -90,6 +99,7 @@ class QuadraticBlock(nn.Module):
             self.register_module(f"norm_{letter}", make(letter in letters))
         self.register_module("norm", make(batch_norm in ("outer", "both")))
         self.register_module("activation", activation)
+        self.register_module("pool", pool)
         self.train(layer.training)
 
     @property
@@ -127,13 +137,18 @@ class QuadraticBlock(nn.Module):
             DataError: batch norms would take another dimension for the channels.
         """
         self._check_input(x)
+        if self.memory and keeps_less(self, x):
+            norms = self.branch_norms | ({} if self.norm is None else {OUTER: self.norm})
+            ends = (self.activation, self.pool)
+            return call(self.layer, norms, ends, self.memory, x)
         values = self.layer.branches(x)
         for letter, norm in self.branch_norms.items():
             values[letter] = norm(values[letter])
         y = self.layer.formula.combine(values)
         if self.norm is not None:
             y = self.norm(y)
-        return y if self.activation is None else self.activation(y)
+        y = y if self.activation is None else self.activation(y)
+        return y if self.pool is None else self.pool(y)
 
     def _check_input(self, x: Any) -> None:
         if not isinstance(x, torch.Tensor) or self.batch_norm == "none":
@@ -148,4 +163,5 @@ class QuadraticBlock(nn.Module):
 
     def extra_repr(self) -> str:
         """Say where the block normalises."""
-        return f"batch_norm={self.batch_norm!r}"
+        memory = f", memory={self.memory}" if self.memory else ""
+        return f"batch_norm={self.batch_norm!r}{memory}"

@@ -106,7 +106,7 @@ def block_from_first_order(
             "init='auto' to preserve the branches alone."
         )
     if config.batch_norm == "outer":
-        block = QuadraticBlock(from_first_order(module, config), "none", activation)
+        block = _block(from_first_order(module, config), activation)
         block.norm = norm
         return block
     _check_convertible(module)
@@ -118,7 +118,7 @@ def block_from_first_order(
         _keep(layer, module)
     else:
         layer.reset_parameters()
-    block = QuadraticBlock(layer, "none", activation)
+    block = _block(layer, activation)
     for letter in formula.branches:
         own: Any = norm if preserve and letter == formula.keeps else _norm_like(norm, layer)
         if preserve and letter in formula.zeroed:
@@ -130,6 +130,11 @@ def block_from_first_order(
     layer.train(module.training)
     block.training = module.training
     return block
+
+
+def _block(layer: QuadraticLayer, activation: nn.Module | None) -> QuadraticBlock:
+    """Make a block without batch norms, at the memory level of its layer."""
+    return QuadraticBlock(layer, "none", activation, memory=layer.memory)
 
 
 def _is_preserving(config: Quadratic) -> bool:
@@ -200,6 +205,7 @@ def _build_shapes(module: Any, config: Quadratic, bias: bool | str) -> Quadratic
         "device": "meta",
         "dtype": module.weight.dtype,
         "memory_limit": config.memory_limit,
+        "memory": config.memory,
     }
     if isinstance(module, nn.Linear):
         return QuadraticLinear(module.in_features, module.out_features, **options)

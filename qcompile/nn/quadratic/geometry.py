@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,23 @@ class Geometry:
             pairs = [(int(p), int(p)) for p in self.padding]
         return [margin for pair in reversed(pairs) for margin in pair]
 
+    @property
+    def even_padding(self) -> list[int]:
+        """Padding that the convolution itself adds, per dimension, where it is the same each side.
+
+        What :meth:`pad_by_mode` adds is not counted; where the sides differ see
+        :attr:`uneven_margins`.
+        """
+        zeros = self.padding_mode == "zeros"
+        return self.margins[-2::-2] if zeros else [0] * self.dims
+
+    @property
+    def uneven_margins(self) -> list[int]:
+        """The margins of zeros where a low and a high one differ, otherwise empty."""
+        margins = self.margins
+        uneven = self.padding_mode == "zeros" and margins[::2] != margins[1::2]
+        return margins if uneven else []
+
     def fits(self, spatial: Sequence[int]) -> bool:
         """Return whether the kernel fits in an input of this size, :meth:`pad_by_mode` done."""
         margins = self.margins if self.padding_mode == "zeros" else [0] * (2 * self.dims)
@@ -113,6 +130,13 @@ class Geometry:
         if self.padding_mode == "zeros":
             return x
         return F.pad(x, self.margins, mode=self.padding_mode)
+
+    @property
+    def padded(self) -> Geometry:
+        """The geometry of what :meth:`pad_by_mode` returns, with nothing left to pad by mode."""
+        if self.padding_mode == "zeros":
+            return self
+        return replace(self, padding=(0,) * self.dims, padding_mode="zeros")
 
     def convolve(self, padded: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         """Convolve the result of :meth:`pad_by_mode` with ``weight`` [O, C/groups, *kernel]."""

@@ -6,20 +6,21 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import nn
 
 from qcompile.config import Quadratic, canonical_form
 from qcompile.errors import ConfigurationError, DataError
-from qcompile.nn.quadratic.bilinear import bilinear, check_memory, has_known_size
+from qcompile.nn.quadratic.bilinear import check_memory, has_known_size
 from qcompile.nn.quadratic.first_order import WeightType
 from qcompile.nn.quadratic.formulas import FORMULAS, Formula, Term
 from qcompile.nn.quadratic.geometry import Geometry, IntOrInts
+from qcompile.nn.quadratic.memory import Memory, call, keeps_less
+from qcompile.nn.quadratic.products import branch
 
 MEMORY_LIMIT = Quadratic.memory_limit
 
 
-class QuadraticLayer(nn.Module):
+class QuadraticLayer(Memory, nn.Module):
     """Base of the quadratic layers: parameters, initialisation, evaluation of the formula.
 
     Parameters are ``weight_a``, ``bias_a``, ``weight_b`` and so on, one pair per branch of the
@@ -29,6 +30,7 @@ class QuadraticLayer(nn.Module):
 
     form: str
     fan_in: int
+    geometry: Any = None
     dims = 1
     """Spatial dimensions, which say what kind of batch norm fits; a linear layer takes the 1d."""
 
@@ -42,7 +44,9 @@ class QuadraticLayer(nn.Module):
         memory_limit: int,
         device: Any,
         dtype: torch.dtype | None,
+        memory: int,
     ) -> None:
+        self.memory = memory
         self.form = canonical_form(form)
         self._first_order_shape = first_order_shape
         outputs = first_order_shape[0]
@@ -81,6 +85,11 @@ class QuadraticLayer(nn.Module):
         return FORMULAS[self.form]
 
     @property
+    def has_bilinear(self) -> bool:
+        """Whether a branch is xᵀWx."""
+        return self.formula.has_bilinear
+
+    @property
     def weight(self) -> WeightType:
         """Type, device and shape of the first-order weight, for code that casts to them."""
         some = next(self.parameters())
@@ -108,6 +117,8 @@ class QuadraticLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the formula, whose shapes the class describes."""
+        if self.memory and keeps_less(self, x):
+            return call(self, {}, (None, None), self.memory, x)
         y: torch.Tensor = self.formula.combine(self.branches(x))
         return y
 
@@ -116,26 +127,18 @@ class QuadraticLayer(nn.Module):
         padded = self._pad(x)
         return {letter: self._branch(letter, padded) for letter in self.formula.branches}
 
-    def _branch(self, letter: str, x: Any) -> Any:
-        weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
+    def _branch(self, letter: str, padded: Any) -> Any:
         term = self.formula.branches[letter].term
-        if term is Term.BILINEAR:
-            return self._bilinear(x, weight, bias)
-        return self._first_order(x if term is Term.FIRST_ORDER else x * x, weight, bias)
+        weight, bias = getattr(self, f"weight_{letter}"), getattr(self, f"bias_{letter}")
+        size = (self._first_order_shape[0], self.fan_in)
+        return branch(term, self.geometry, padded, weight, bias, size)
 
     def _pad(self, x: Any) -> Any:
         return x
 
-    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        raise NotImplementedError
 
-    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        raise NotImplementedError
-
-
-def _add_bias(y: Any, bias: torch.Tensor | None) -> Any:
-    """Add over the last dimension in the type of ``y``, which autocast may have lowered."""
-    return y if bias is None else y + bias.to(y.dtype)
+def _memory_repr(level: int) -> str:
+    return f", memory={level}" if level else ""
 
 
 class QuadraticLinear(QuadraticLayer):
@@ -149,6 +152,7 @@ class QuadraticLinear(QuadraticLayer):
         device: where the parameters are made.
         dtype: floating-point type of the parameters.
         memory_limit: bytes that the weights of a form with xᵀWx may take.
+        memory: what training keeps for the backward pass: 0, 1 or 3.
 
     Shape:
         [..., n] → [..., N]; weights are [N, n], those of xᵀWx are [N, n, n].
@@ -167,6 +171,7 @@ class QuadraticLinear(QuadraticLayer):
         dtype: torch.dtype | None = None,
         *,
         memory_limit: int = MEMORY_LIMIT,
+        memory: int = 0,
     ) -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
@@ -176,20 +181,13 @@ class QuadraticLinear(QuadraticLayer):
             )
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)
-        self._create_parameters(form, bias, shape, memory_limit, device, dtype)
-
-    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        return F.linear(x, weight, bias)
-
-    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        y = bilinear(x.unsqueeze(-2), weight, 1, self.out_features, self.fan_in)
-        return _add_bias(y.squeeze(-2), bias)
+        self._create_parameters(form, bias, shape, memory_limit, device, dtype, memory)
 
     def extra_repr(self) -> str:
         """Describe the arguments that rebuild this layer."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.biases!r}, form={self.form!r}"
+            f"bias={self.biases!r}, form={self.form!r}{_memory_repr(self.memory)}"
         )
 
 
@@ -200,6 +198,7 @@ def _from_geometry(name: str) -> Any:
 class _QuadraticConv(QuadraticLayer):
     """Convolution of quadratic neurons; :class:`QuadraticConv2d` documents it."""
 
+    geometry: Geometry
     kernel_size = _from_geometry("kernel_size")
     stride = _from_geometry("stride")
     padding = _from_geometry("padding")
@@ -223,6 +222,7 @@ class _QuadraticConv(QuadraticLayer):
         dtype: torch.dtype | None = None,
         *,
         memory_limit: int = MEMORY_LIMIT,
+        memory: int = 0,
     ) -> None:
         super().__init__()
         valid = in_channels > 0 and out_channels > 0 and groups > 0
@@ -236,22 +236,13 @@ class _QuadraticConv(QuadraticLayer):
             self.dims, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         shape = (out_channels, in_channels // groups, *self.geometry.kernel_size)
-        self._create_parameters(form, bias, shape, memory_limit, device, dtype)
+        self._create_parameters(form, bias, shape, memory_limit, device, dtype, memory)
 
     def _pad(self, x: Any) -> Any:
-        return self.geometry.pad_by_mode(x)
-
-    def _first_order(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        return self.geometry.convolve(x, weight, bias)
-
-    def _bilinear(self, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        if has_known_size(x):
-            self._check_input(x)
-        geometry = self.geometry
-        groups, outputs = geometry.groups, self.out_channels // geometry.groups
-        y = bilinear(geometry.patches(x), weight, groups, outputs, self.fan_in).flatten(-2)
-        # Contiguous, as torch's convolutions return it, so that .view() works afterwards.
-        return _add_bias(y, bias).movedim(-1, -geometry.dims - 1).contiguous()
+        padded = self.geometry.pad_by_mode(x)
+        if self.formula.has_bilinear and has_known_size(x):
+            self._check_input(padded)
+        return padded
 
     def _check_input(self, x: torch.Tensor) -> None:
         """Refuse what torch's convolution refuses, for the branches that do without it."""
@@ -274,7 +265,7 @@ class _QuadraticConv(QuadraticLayer):
             f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel_size}, "
             f"stride={g.stride}, padding={g.padding!r}, dilation={g.dilation}, "
             f"groups={g.groups}, bias={self.biases!r}, padding_mode={g.padding_mode!r}, "
-            f"form={self.form!r}"
+            f"form={self.form!r}{_memory_repr(self.memory)}"
         )
 
 
@@ -301,6 +292,7 @@ class QuadraticConv2d(_QuadraticConv):
         device: where the parameters are made.
         dtype: floating-point type of the parameters.
         memory_limit: bytes that the weights of a form with xᵀWx may take.
+        memory: what training keeps for the backward pass: 0, 1 or 3.
 
     Shape:
         [batch, C, *spatial] → [batch, O, *spatial'], or without the batch, as
