@@ -19,7 +19,7 @@ from qcompile.nn import (
     QuadraticConv3d,
     QuadraticLinear,
 )
-from qcompile.nn.quadratic import elementwise
+from qcompile.nn.quadratic import elementwise, hybrid
 
 CONVOLUTIONS = {1: QuadraticConv1d, 2: QuadraticConv2d, 3: QuadraticConv3d}
 LEVELS = (1, 3)
@@ -29,6 +29,7 @@ LEVELS = (1, 3)
 def small_chunks(monkeypatch):
     """Let the small inputs of these tests take several chunks, the last one shorter."""
     monkeypatch.setitem(elementwise.CHUNK_ELEMENTS, "cpu", 100)
+    monkeypatch.setitem(hybrid.PART_ELEMENTS, "cpu", 400)
 
 
 def layer(dims, form, dtype=torch.float64, **options):

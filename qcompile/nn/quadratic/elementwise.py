@@ -8,7 +8,7 @@ in training needs two sums over the batch before it can pass a gradient on; henc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,31 +38,37 @@ class Norm:
     gamma: Tensor | None
     beta: Tensor | None
 
-    def broadcast(self, like: Tensor, dtype: torch.dtype) -> Norm:
-        """Return the constants in ``dtype``, shaped to meet ``like`` [batch, N, ...]."""
-        shape = (1, -1, *[1] * (like.dim() - 2))
 
-        def fit(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(dtype).view(shape)
+class Affine:
+    """What a batch norm does to an element, in constants that meet [batch, N, ...].
 
-        mean, rstd = fit(self.mean), fit(self.rstd)
-        assert mean is not None and rstd is not None
-        return Norm(self.batch, mean, rstd, fit(self.gamma), fit(self.beta))
+    Both standardised and finished values are a product and a sum of what the batch norm takes, as
+    in torch's own kernel.
+    """
 
-    @property
-    def scale(self) -> Tensor:
-        """What an element is multiplied by in all."""
-        return self.rstd if self.gamma is None else self.rstd * self.gamma
+    def __init__(self, norm: Norm, dims: int, dtype: torch.dtype) -> None:
+        shape = (1, -1, *[1] * (dims - 2))
 
-    def hat(self, values: Tensor) -> Tensor:
+        def fit(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype).view(shape)
+
+        mean, self.rstd = fit(norm.mean), fit(norm.rstd)
+        self.batch = norm.batch
+        self.offset = -mean * self.rstd
+        self.scale = self.rstd if norm.gamma is None else self.rstd * fit(norm.gamma)
+        self.shift = -mean * self.scale
+        if norm.beta is not None:
+            self.shift = self.shift + fit(norm.beta)
+
+    # Two operations of one constant each: torch does not vectorise one operation of two.
+
+    def hat(self, values: Tensor, out: Tensor) -> Tensor:
         """Standardise."""
-        return (values - self.mean).mul_(self.rstd)
+        return torch.mul(values, self.rstd, out=out).add_(self.offset)
 
-    def finish(self, hat: Tensor) -> Tensor:
-        """Scale and move standardised values."""
-        if self.gamma is None or self.beta is None:
-            return hat
-        return torch.addcmul(self.beta, hat, self.gamma)
+    def finish(self, values: Tensor, out: Tensor) -> Tensor:
+        """Return what the batch norm returns."""
+        return torch.mul(values, self.scale, out=out).add_(self.shift)
 
 
 class Sums:
@@ -74,19 +80,28 @@ class Sums:
         self.plain = torch.zeros(shape[1], dtype=dtype, device=device)
         self.projected = torch.zeros_like(self.plain)
         self._shape = (1, -1, *[1] * (len(shape) - 2))
+        self._constants: tuple[Tensor, Tensor] | None = None
 
-    def add(self, grad: Tensor, hat: Tensor) -> None:
+    def add(self, grad: Tensor, hat: Tensor, scratch: Tensor) -> None:
         """Count in one chunk."""
         self.plain += grad.sum(self._over)
-        self.projected += (grad * hat).sum(self._over)
+        self.projected += torch.mul(grad, hat, out=scratch).sum(self._over)
 
-    def through(self, norm: Norm, grad: Tensor, hat: Tensor) -> Tensor:
-        """Return the gradient of what the batch norm took, from that of what it gave."""
+    def through(self, norm: Affine, grad: Tensor, hat: Tensor, out: Tensor) -> Tensor:
+        """Return the gradient of what the batch norm took, from that of what it gave.
+
+        All chunks have been counted: the sums no longer change.
+        """
         if not norm.batch:
-            return grad * norm.scale
-        plain = (self.plain / self.count).view(self._shape)
-        projected = (self.projected / self.count).view(self._shape)
-        return torch.addcmul(grad - plain, hat, projected, value=-1).mul_(norm.scale)
+            return torch.mul(grad, norm.scale, out=out)
+        if self._constants is None:
+            share = -norm.scale / self.count
+            self._constants = (
+                self.plain.view(self._shape) * share,
+                self.projected.view(self._shape) * share,
+            )
+        plain, projected = self._constants
+        return torch.mul(grad, norm.scale, out=out).add_(plain).addcmul_(hat, projected)
 
 
 class ElementwiseBackward:
@@ -109,10 +124,12 @@ class ElementwiseBackward:
         norms: dict[str, Norm],
     ) -> None:
         self._shape = shape
+        self._buffers: dict[str, Tensor] = {}
         self._plan, self._grad, self._pre = plan, grad, pre
         half = grad.dtype in (torch.bfloat16, torch.float16)
         self._dtype = torch.float32 if half else grad.dtype
-        self._norms = {slot: norm.broadcast(grad, self._dtype) for slot, norm in norms.items()}
+        dims = len(shape)
+        self._norms = {slot: Affine(norm, dims, self._dtype) for slot, norm in norms.items()}
         self.sums = {slot: Sums(shape, self._dtype, grad.device) for slot in norms}
 
     def run(self, *, overwrite: bool) -> Iterator[tuple[str, Tensor]]:
@@ -128,6 +145,7 @@ class ElementwiseBackward:
             out = {letter: self._pre[letter] for letter in letters}
             self._write(delta, out)
             self._pre.clear()
+            self._buffers.clear()
             for letter in passing:
                 yield letter, delta
             del delta
@@ -136,14 +154,32 @@ class ElementwiseBackward:
             return
         for letter in passing:
             yield letter, delta
-        for letter in letters:
-            out = {letter: torch.empty_like(self._pre[letter])}
+        together = [letter for letter in letters if letter in self._plan.factors]
+        groups = [[letter] for letter in letters if letter not in together]
+        groups += [together] if together else []
+        for group in groups:
+            out = {letter: torch.empty_like(self._pre[letter]) for letter in group[:-1]}
+            ours = delta is not self._grad and delta.dtype == self._pre[group[-1]].dtype
+            last = ours and group is groups[-1]
+            out[group[-1]] = delta if last else torch.empty_like(self._pre[group[-1]])
             self._write(delta, out)
-            yield letter, out.pop(letter)
+            self._buffers.clear()
+            if last:
+                del delta
+            for letter in group:
+                yield letter, out.pop(letter)
 
     def _changes(self, letter: str) -> bool:
         """Return whether a branch's gradient differs from that of the combination."""
         return letter in self._norms or letter in self._plan.factors
+
+    def _buffer(self, name: str, rows: slice) -> Tensor:
+        """Return memory for one chunk; the same for the next one, so that it stays in the cache."""
+        like = next(iter(self._pre.values()))[rows]
+        known = self._buffers.get(name)
+        if known is None:
+            known = self._buffers[name] = torch.empty_like(like, dtype=self._dtype)
+        return known[: len(like)]
 
     def _rows(self) -> Iterator[slice]:
         batch = self._shape[0]
@@ -154,32 +190,50 @@ class ElementwiseBackward:
         for start in range(0, batch, max(1, step)):
             yield slice(start, start + step)
 
-    def _chunk(self, rows: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return standardised and finished values of the branches."""
-        hats, values = {}, {}
-        for letter, pre in self._pre.items():
-            value = pre[rows].to(self._dtype)
-            if letter in self._norms:
-                hats[letter] = self._norms[letter].hat(value)
-                value = self._norms[letter].finish(hats[letter])
-            values[letter] = value
-        return hats, values
+    def _chunk(
+        self, rows: slice, hats: Iterable[str], values: Iterable[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return standardised and finished values of the branches named."""
+        standard, finished = {}, {}
+        for letter in {*hats, *values}:
+            pre = self._pre[letter][rows].to(self._dtype)
+            norm = self._norms.get(letter)
+            if letter in hats and norm is not None:
+                standard[letter] = norm.hat(pre, self._buffer(f"hat {letter}", rows))
+            if letter in values:
+                out = self._buffer(f"value {letter}", rows)
+                finished[letter] = pre if norm is None else norm.finish(pre, out)
+        return standard, finished
 
-    def _combine(self, values: dict[str, Tensor]) -> Tensor:
-        added = [values[letter] for letter in values if letter not in self._plan.factors]
+    def _multipliers(self, letters: Iterable[str]) -> set[str]:
+        """Name the branches whose values the gradients of ``letters`` are multiplied by."""
+        factors = self._plan.factors
+        return {self._other(letter) for letter in letters if letter in factors}
+
+    def _other(self, letter: str) -> str:
+        factors = self._plan.factors
+        return letter if factors[0] == factors[1] else factors.replace(letter, "")
+
+    def _combine(self, values: dict[str, Tensor], rows: slice) -> Tensor:
+        added = [values[x] for x in self._plan.letters if x not in self._plan.factors]
         if not self._plan.factors:
             return added[0] if len(added) == 1 else added[0] + added[1]
         first, second = (values[letter] for letter in self._plan.factors)
-        return torch.addcmul(added[0], first, second) if added else first * second
+        out = self._buffer("combination", rows)
+        if not added:
+            return torch.mul(first, second, out=out)
+        return torch.addcmul(added[0], first, second, out=out)
 
-    def _towards(self, letter: str, delta: Tensor, values: dict[str, Tensor]) -> Tensor:
+    def _towards(
+        self, letter: str, delta: Tensor, values: dict[str, Tensor], rows: slice
+    ) -> Tensor:
         """Return the gradient of a branch's finished value."""
         factors = self._plan.factors
         if letter not in factors:
             return delta
-        if factors[0] == factors[1]:
-            return (delta * values[letter]).mul_(2)
-        return delta * values[factors.replace(letter, "")]
+        out = self._buffer(f"towards {letter}", rows)
+        towards = torch.mul(delta, values[self._other(letter)], out=out)
+        return towards.mul_(2) if factors[0] == factors[1] else towards
 
     def _delta(self) -> Tensor:
         """Return the gradient of the combination, and add up what the batch norms need."""
@@ -192,16 +246,15 @@ class ElementwiseBackward:
         like = next(iter(self._pre.values()))
         delta = torch.empty_like(like, dtype=self._grad.dtype)
         for rows in self._rows():
-            y = self._combine(self._chunk(rows)[1])
+            y = self._combine(self._chunk(rows, (), plan.letters)[1], rows)
             part = self._grad[rows].to(self._dtype)
             if outer is not None:
-                y = hat = outer.hat(y)
-                if plan.has_end:
-                    y = outer.finish(hat)
+                hat = outer.hat(y, self._buffer("hat", rows))
+                y = outer.finish(y, self._buffer("value", rows)) if plan.has_end else y
             if plan.has_end:
                 part = plan.end_backward(part, y)
             if outer is not None:
-                self.sums[OUTER].add(part, hat)
+                self.sums[OUTER].add(part, hat, self._buffer("scratch", rows))
                 if not outer.batch:
                     part = part * outer.scale
             delta[rows] = part
@@ -210,29 +263,32 @@ class ElementwiseBackward:
             self._sum_up(inner, delta, waits)
         return delta
 
-    def _sum_up(self, letters: list[str], delta: Tensor, outer: Norm | None) -> None:
+    def _sum_up(self, letters: list[str], delta: Tensor, outer: Affine | None) -> None:
         """Pass ``delta`` through ``outer``, in place, and add up for the branches' norms."""
+        multipliers = self._plan.letters if outer is not None else self._multipliers(letters)
         for rows in self._rows():
-            hats, values = self._chunk(rows)
+            hats, values = self._chunk(rows, letters, multipliers)
             part = delta[rows].to(self._dtype)
             if outer is not None:
-                hat = outer.hat(self._combine(values))
-                part = self.sums[OUTER].through(outer, part, hat)
+                hat = outer.hat(self._combine(values, rows), self._buffer("hat", rows))
+                part = self.sums[OUTER].through(outer, part, hat, self._buffer("value", rows))
                 delta[rows] = part
             for letter in letters:
-                self.sums[letter].add(self._towards(letter, part, values), hats[letter])
+                towards = self._towards(letter, part, values, rows)
+                self.sums[letter].add(towards, hats[letter], self._buffer("scratch", rows))
 
     def _write(self, delta: Tensor, out: dict[str, Tensor]) -> None:
         """Write the gradient of what branches computed, into ``out``."""
+        multipliers = self._multipliers(out)
         for rows in self._rows():
-            hats, values = self._chunk(rows)
+            hats, values = self._chunk(rows, out, multipliers)
             part = delta[rows].to(self._dtype)
             found = {}
             for letter in out:
-                towards = self._towards(letter, part, values)
+                towards = self._towards(letter, part, values, rows)
                 if letter in self._norms:
-                    norm = self._norms[letter]
-                    towards = self.sums[letter].through(norm, towards, hats[letter])
+                    norm, out_of_norm = self._norms[letter], self._buffer(f"from {letter}", rows)
+                    towards = self.sums[letter].through(norm, towards, hats[letter], out_of_norm)
                 found[letter] = towards
             for letter, value in found.items():
                 out[letter][rows] = value

@@ -32,6 +32,10 @@ from qcompile.nn.quadratic.formulas import Term
 from qcompile.nn.quadratic.plan import OUTER, NormPlan, Plan
 from qcompile.nn.quadratic.products import branch, branch_backward, unpad
 
+PART_ELEMENTS = {"cpu": 1 << 20}
+"""Most elements of a part of a batch whose products are differentiated at a time; no limit where
+kernels are launched."""
+
 Pairs = dict[str, tuple[Any, Any]]
 """Weight and bias of a branch, or of a batch norm, by letter or slot."""
 
@@ -188,15 +192,12 @@ def backward(
         total: Tensor | None = None
         for letter, towards in elementwise.run(overwrite=plan.memory != 1):
             needed = (needs[0], *needed_products[letter])
-            term = plan.formula.branches[letter].term
-            weight = products[letter][0].to(plan.dtype)
-            bias = products[letter][1]
             source = padded.to(plan.dtype)
-            part, *own = branch_backward(term, plan.geometry, towards, source, weight, bias, needed)
+            total, *own = _branch_gradients(
+                plan, letter, (towards, source), products[letter], needed, total
+            )
             del towards
             found_products[letter] = (own[0], own[1])
-            if part is not None:
-                total = _accumulate(total, part, source, term)
         if total is not None:
             total = unpad(plan.geometry, total.to(x.dtype), x)
     found_scales = {
@@ -208,6 +209,69 @@ def backward(
     }
     gradients = flat(plan, found_products, found_scales)
     return [total, *(_like(g, p) for g, p in zip(gradients, parameters, strict=True))]
+
+
+def _branch_gradients(
+    plan: Plan,
+    letter: str,
+    values: tuple[Tensor, Tensor],
+    pair: tuple[Any, Any],
+    needed: tuple[bool, bool, bool],
+    total: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Differentiate one branch, a part of the batch at a time.
+
+    A convolution reorders what it is given and what it returns; of a part these copies are small.
+
+    Args:
+        plan: what was computed.
+        letter: of the branch.
+        values: gradient of what it computed, and the padded input.
+        pair: its weight and bias.
+        needed: whether the gradients of input, weight and bias are.
+        total: what other branches send towards the input; it is added to.
+
+    Returns:
+        The new total, the gradients of weight and bias.
+    """
+    towards, source = values
+    term = plan.formula.branches[letter].term
+    weight, bias = pair[0].to(plan.dtype), pair[1]
+    parts = [slice(None)] if term is Term.BILINEAR else list(_parts(towards, source))
+    sums: list[Tensor | None] = [None, None]
+    first = total is None
+    if first and needed[0] and len(parts) > 1:
+        total = torch.empty_like(source)
+    for rows in parts:
+        seen = source[rows]
+        part, *own = branch_backward(term, plan.geometry, towards[rows], seen, weight, bias, needed)
+        sums = [_sum(*both) for both in zip(sums, own, strict=True)]
+        if part is None:
+            continue
+        sent = _accumulate(None if first or total is None else total[rows], part, seen, term)
+        if len(parts) == 1:
+            total = sent
+        elif first and total is not None:
+            total[rows] = sent
+    return total, sums[0], sums[1]
+
+
+def _parts(towards: Tensor, source: Tensor) -> Iterator[slice]:
+    """Divide a batch evenly so that no part has more than :data:`PART_ELEMENTS`."""
+    batch, limit = len(source), PART_ELEMENTS.get(source.device.type)
+    largest = max(towards.numel(), source.numel())
+    count = 1 if limit is None else max(1, min(batch, -(-largest // limit)))
+    step = max(1, -(-batch // count))
+    for start in range(0, max(1, batch), step):
+        yield slice(start, start + step)
+
+
+def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Add up in float32 what comes in half precision."""
+    if total is None or part is None:
+        return part
+    half = total.dtype in (torch.bfloat16, torch.float16)
+    return total.float() + part if half else total.add_(part)
 
 
 def _accumulate(total: Tensor | None, part: Tensor, source: Tensor, term: Term) -> Tensor:
