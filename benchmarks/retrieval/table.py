@@ -157,6 +157,7 @@ def plot(rows: list[Measured], file: Path) -> None:
     heads = list(dict.fromkeys(row.head for row in rows))
     figure, axes = plt.subplots(len(heads), 2, figsize=(13, 4.2 * len(heads)), squeeze=False)
     engines = list(dict.fromkeys(row.engine for row in rows))
+    colours = mpl.colormaps["tab20"]
     for head, line in zip(heads, axes, strict=True):
         for batch, place in zip((1, 64), line, strict=True):
             for number, engine in enumerate(engines):
@@ -171,7 +172,7 @@ def plot(rows: list[Measured], file: Path) -> None:
                     [row.ms for row in edge],
                     [max(1 - row.recall_1, 2e-4) for row in edge],
                     marker="os^vDP*Xph"[number % 10],
-                    color=f"C{number % 10}",
+                    color=colours(number % 20),
                     linewidth=2.5 if engine.startswith(OURS) else 1,
                     label=engine,
                 )
@@ -179,7 +180,7 @@ def plot(rows: list[Measured], file: Path) -> None:
             place.set(xlabel="milliseconds of a call", ylabel="missed: 1 − recall@1")
             place.invert_yaxis()
             place.grid(alpha=0.3, which="both")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
