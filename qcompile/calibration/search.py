@@ -24,8 +24,8 @@ from qcompile.calibration.queries import Queries
 from qcompile.calibration.recall import Recall, queries_needed, recall, shares
 from qcompile.calibration.tables import Tables
 from qcompile.calibration.trials import Trials
-from qcompile.exporter.measure import interleaved
-from qcompile.exporter.sessions import Session
+from qcompile.running.latency import interleaved
+from qcompile.running.sessions import Session
 from qcompile.runtime.index import Index, build_cells
 
 MOST_PROPOSING = 4000

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompile import ops
-from qcompile.exporter.sessions import Session
 from qcompile.passes.onnx.head import attributes_of, top_k_model
+from qcompile.running.sessions import Session
 from qcompile.runtime.index import Index
 
 _BATCH = 256

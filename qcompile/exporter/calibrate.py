@@ -16,12 +16,12 @@ from qcompile.calibration.search import Task, search
 from qcompile.calibration.tables import Tables
 from qcompile.config import choose
 from qcompile.errors import ConfigurationError
-from qcompile.exporter.sessions import Feeds, Session
 from qcompile.exporter.writing import Staging, save
 from qcompile.passes.onnx.constants import present
 from qcompile.passes.onnx.head import use_index
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
+from qcompile.running.sessions import Feeds, Session
 from qcompile.runtime.index import Index, build_cells
 
 MODES = tuple(ops.TOP_K_INPUTS)

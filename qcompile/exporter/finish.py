@@ -11,13 +11,13 @@ import onnx_ir as ir
 from qcompile.calibration.choice import Choice
 from qcompile.errors import ExportError, PluginError
 from qcompile.exporter.heads import measure_heads
-from qcompile.exporter.measure import interleaved
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.sessions import Feeds, Session
 from qcompile.exporter.verify import Difference, Expectation, compare
 from qcompile.exporter.writing import Staging, check, describe, save
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
+from qcompile.running.latency import interleaved
+from qcompile.running.sessions import Feeds, Session
 
 
 @dataclass

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.exporter.measure import interleaved
 from qcompile.exporter.reading import read_onnx
-from qcompile.exporter.sessions import Feeds, Session
 from qcompile.exporter.writing import Staging, save
 from qcompile.passes.onnx.replace import Head
 from qcompile.passes.onnx.shapes import Shapes
+from qcompile.running.latency import interleaved
+from qcompile.running.sessions import Feeds, Session
 
 
 def measure_heads(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompile.calibration.queries import load
 from qcompile.errors import DataError, ExportError
-from qcompile.exporter.sessions import RunTooLongError, Session
+from qcompile.running.sessions import RunTooLongError, Session
 
 _TYPES = {
     "tensor(float)": np.float32,

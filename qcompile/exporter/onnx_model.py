@@ -23,13 +23,13 @@ from qcompile.exporter.probing import survive
 from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
 from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.sessions import Feeds, Session, brief
 from qcompile.exporter.verify import Expectation
 from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, check, save, staging
 from qcompile.passes.onnx.output_layer import OutputLayer
 from qcompile.passes.onnx.replace import Head
 from qcompile.passes.onnx.shapes import Shapes
 from qcompile.report import Report
+from qcompile.running.sessions import Feeds, Session, brief
 
 
 def export_onnx(

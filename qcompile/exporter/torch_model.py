@@ -25,7 +25,6 @@ from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.onnx_model import calls_of, check_promise, expectations
 from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.sessions import Feeds
 from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
 from qcompile.exporter.torch_trace import evaluation_copy, quiet, to_onnx, trace, varying
 from qcompile.exporter.verify import Expectation
@@ -33,6 +32,7 @@ from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save, staging
 from qcompile.passes.onnx.output_layer import OutputLayer
 from qcompile.passes.onnx.replace import Head
 from qcompile.report import Report
+from qcompile.running.sessions import Feeds
 
 
 def export(

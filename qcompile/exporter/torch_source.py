@@ -21,8 +21,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from qcompile.errors import ExportError
-from qcompile.exporter.sessions import brief
 from qcompile.exporter.torch_trace import quiet
+from qcompile.running.sessions import brief
 
 _MOST_BYTES = 64 << 30
 _LARGEST_RATIO = 200

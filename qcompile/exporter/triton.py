@@ -19,8 +19,8 @@ from typing import Any
 
 from qcompile.errors import ExportError
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.sessions import Session
 from qcompile.plugin import LIBRARY, get_library_path
+from qcompile.running.sessions import Session
 
 __all__ = ["export_to_triton"]
 

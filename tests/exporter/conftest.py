@@ -21,7 +21,7 @@ def weights(seed: int = 0, **shapes: tuple[int, ...]) -> list[onnx.TensorProto]:
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time each model a few times only."""
-    monkeypatch.setattr("qcompile.exporter.measure.SECONDS", 0.01)
+    monkeypatch.setattr("qcompile.running.latency.SECONDS", 0.01)
 
 
 @pytest.fixture

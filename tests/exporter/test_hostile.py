@@ -236,7 +236,7 @@ def test_functions_that_multiply(write, files):
 
 
 def test_a_loop_without_end(proto, write, files, monkeypatch):
-    monkeypatch.setattr("qcompile.exporter.sessions.LONGEST_RUN", 1.0)
+    monkeypatch.setattr("qcompile.running.sessions.LONGEST_RUN", 1.0)
     body = onnx.parser.parse_graph(
         "b (int64 i, bool c, float[n, 8] v) => (bool d, float[n, 8] u) "
         "{ d = Identity(c) u = Relu(v) }"

@@ -1,0 +1,1 @@
+"""Models in onnxruntime: to compare their answers and to time them."""
