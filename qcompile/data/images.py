@@ -133,7 +133,7 @@ def _found(folder: Path, name: str) -> Path | None:
 
 
 def _idx_set(folder: Path) -> ImageSet:
-    parts = []
+    found: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
     for which in ("train", "t10k"):
         images, labels = (
             _idx_part(folder, f"{which}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
@@ -143,10 +143,12 @@ def _idx_set(folder: Path) -> ImageSet:
                 f"{folder}: {which} has images {list(images.shape)} and labels "
                 f"{list(labels.shape)}, expected [N, H, W] and [N]."
             )
-        parts += [images[:, None], labels.astype(np.int64)]
-    if parts[0].shape[1:] != parts[2].shape[1:]:
+        found.append((images[:, None], labels.astype(np.int64)))
+    train, test = found
+    if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(f"{folder}: training and test images differ in size.")
-    return ImageSet(folder.name, *parts, classes=int(max(parts[1].max(), parts[3].max())) + 1)
+    classes = int(max(train[1].max(), test[1].max())) + 1
+    return ImageSet(folder.name, *train, *test, classes)
 
 
 def _idx_part(folder: Path, name: str) -> NDArray[np.uint8]:

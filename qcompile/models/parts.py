@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from qcompile.errors import ConfigurationError
@@ -50,7 +52,12 @@ def unit(
     product of normalised branches has heavy tails, and on scikit-learn's digits a QResNet-14 has
     learnt hardly anything after five epochs (accuracy .24, not .98).
     """
-    options = {"stride": stride, "padding": kernel_size // 2, "groups": groups, "bias": False}
+    options: dict[str, Any] = {
+        "stride": stride,
+        "padding": kernel_size // 2,
+        "groups": groups,
+        "bias": False,
+    }
     if kind.form is not None:
         layer = QuadraticConv2d(inputs, outputs, kernel_size, form=kind.form, **options)
         block = QuadraticBlock(layer, kind.batch_norm, activation)
