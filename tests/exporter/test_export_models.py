@@ -59,7 +59,7 @@ def test_a_language_model_keeps_its_tied_embeddings_once(language_model, tmp_pat
     result = qcompile.export(language_model, path, (ids,), top_k=5, measure=False)
     assert [head.became for head in result.heads] == ["LinearTopK"]
     shapes = list(large(path, VOCABULARY * 48).values())
-    assert shapes == [[VOCABULARY, 48], [-(-VOCABULARY // 16), 12, 16, 4]]
+    assert shapes == [[VOCABULARY, 48], [2, -(-VOCABULARY // 16), 6, 16, 4]]
     with torch.no_grad():
         best = torch.topk(language_model(ids), 5)
     for options in (qcompile.session_options(), onnxruntime.SessionOptions()):
