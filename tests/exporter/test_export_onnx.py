@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 import qcompile
+from qcompile import ops
 from qcompile.errors import DataError, ExportError
 from qcompile.exporter import export_onnx
 from qcompile.passes.onnx import emit
@@ -314,4 +315,4 @@ def test_reading_back_gives_the_same_model(proto, write):
     result = export_onnx(write(proto), min_outputs=1)
     model = ir.load(result.path)
     assert [key[:2] for key in model.functions] == [("qcompile", "LinearSoftmax")]
-    assert model.opset_imports == {"": 17, "qcompile": 1}
+    assert model.opset_imports == {"": 17, "qcompile": ops.VERSION}
