@@ -9,8 +9,7 @@ from torch import Tensor
 
 __all__ = ["EDGES", "Distribution", "Tally"]
 
-_LEAST, _MOST, _A_DECADE = 1e-6, 1e6, 5
-_POSITIVE = torch.logspace(-6, 6, 12 * _A_DECADE + 1, dtype=torch.float64)
+_POSITIVE = torch.logspace(-6, 6, 12 * 5 + 1, dtype=torch.float64)
 EDGES = torch.cat([-_POSITIVE.flip(0), _POSITIVE])
 """Between bins, ascending: five a decade from ±1e-6 to ±1e6, one around zero, two beyond."""
 

@@ -114,8 +114,7 @@ class BuildResult:
 
     def __str__(self) -> str:
         """Lay out as plain text."""
-        console = Console(width=120, record=True, file=None, quiet=True)
-        console.quiet = False
+        console = Console(width=120)
         with console.capture() as captured:
             console.print(self.table(), markup=False)
         return captured.get()

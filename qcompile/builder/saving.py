@@ -17,7 +17,7 @@ from qcompile.builder.plan import BuildConfig
 from qcompile.builder.result import Importance, Step
 from qcompile.errors import CheckpointError
 
-__all__ = ["Progress", "load", "save"]
+__all__ = ["Progress", "describe", "load", "load_weights", "save"]
 
 _STATE, _WEIGHTS = "search.json", "weights-{}.safetensors"
 

@@ -1,10 +1,9 @@
 """A generator and a discriminator of images of 32×32 after SNGAN, first-order or quadratic.
 
-Source: Miyato et al., "Spectral normalization for GANs", ICLR 2018, appendix B.4: a residual
-generator with batch norms, and a residual discriminator of spectrally normalised layers whose
-hinge loss keeps it Lipschitz. A product of two maps of Lipschitz constant one is not itself
-Lipschitz, but is so on bounded inputs; the discriminator's quadratic layers get bounded ones
-through tanh.
+After Miyato et al., "Spectral normalization for GANs", ICLR 2018: a residual generator with batch
+norms as in their appendix B.4, and a plain discriminator of spectrally normalised layers, trained
+with the hinge loss. A product of two maps of Lipschitz constant one is not itself Lipschitz, but is
+so on bounded inputs; the discriminator's quadratic layers get bounded ones through tanh.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.parametrizations import spectral_norm
 
-from qcompile.errors import ConfigurationError
-from qcompile.models.parts import Kind, unit, width
+from qcompile.models.parts import Kind, at_least_one, unit, width
 from qcompile.nn import QuadraticConv2d
 
 __all__ = ["Discriminator", "Generator", "hinge_losses"]
 
-SIZE = 32
 _WIDTH = 128
 
 
@@ -51,7 +48,7 @@ class Generator(nn.Module):
         batch_norm: str = "both",
     ) -> None:
         super().__init__()
-        _check("Generator", noise=noise, channels=channels)
+        at_least_one("Generator", noise=noise, channels=channels)
         self.noise, self.width = noise, width(_WIDTH, scale)
         kind = Kind(form, batch_norm)
         self.seed = nn.Linear(noise, self.width * 16)
@@ -96,7 +93,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int = 1, *, scale: float = 1.0, form: str | None = None) -> None:
         super().__init__()
-        _check("Discriminator", channels=channels)
+        at_least_one("Discriminator", channels=channels)
         plain = width(_WIDTH, scale)
         stages: list[nn.Module] = []
         for inputs in (channels, plain, plain):
@@ -131,9 +128,3 @@ def hinge_losses(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         fake: scores of generated ones [B].
     """
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean(), -fake.mean()
-
-
-def _check(name: str, **sizes: int) -> None:
-    for what, size in sizes.items():
-        if size < 1:
-            raise ConfigurationError(f"{name}: {what} must be at least 1, got {size!r}.")

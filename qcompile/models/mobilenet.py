@@ -6,10 +6,11 @@ halving, which images of 32×32 have no room for.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
 
-from qcompile.errors import ConfigurationError
-from qcompile.models.parts import Kind, unit, width
+from torch import nn
+
+from qcompile.models.parts import Classifier, Kind, at_least_one, unit, width
 
 __all__ = ["MobileNet", "mobilenet", "qmobilenet"]
 
@@ -17,15 +18,14 @@ _LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), 
 """Channels and stride of each depthwise separable convolution."""
 
 
-class MobileNet(nn.Module):
+class MobileNet(Classifier):
     """Depthwise separable convolutions, each a depthwise and a pointwise unit, and a classifier.
 
     Args:
         classes: number of outputs.
         channels: of the images.
         scale: factor of every width.
-        form: of the quadratic neurons; ``None`` for first-order convolutions.
-        batch_norm: of quadratic blocks.
+        kind: the arguments of :class:`qcompile.models.parts.Kind`.
 
     Shape:
         [batch, channels, height, width] → [batch, classes].
@@ -35,50 +35,27 @@ class MobileNet(nn.Module):
     """
 
     def __init__(
-        self,
-        classes: int = 10,
-        *,
-        channels: int = 3,
-        scale: float = 1.0,
-        form: str | None = None,
-        batch_norm: str = "both",
+        self, classes: int = 10, *, channels: int = 3, scale: float = 1.0, **kind: Any
     ) -> None:
-        super().__init__()
-        if classes < 1 or channels < 1:
-            raise ConfigurationError(
-                f"MobileNet: classes and channels must be positive, got {classes} and {channels}."
-            )
-        kind = Kind(form, batch_norm)
+        at_least_one("MobileNet", channels=channels)
+        of = Kind(**kind)
         inputs = width(32, scale)
-        layers = [unit(channels, inputs, 3, kind, activation=nn.ReLU())]
+        layers = [unit(channels, inputs, 3, of, activation=nn.ReLU())]
         for plain, stride in _LAYERS:
             outputs = width(plain, scale)
             layers += [
-                unit(inputs, inputs, 3, kind, stride=stride, groups=inputs, activation=nn.ReLU()),
-                unit(inputs, outputs, 1, kind, activation=nn.ReLU()),
+                unit(inputs, inputs, 3, of, stride=stride, groups=inputs, activation=nn.ReLU()),
+                unit(inputs, outputs, 1, of, activation=nn.ReLU()),
             ]
             inputs = outputs
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, channels, height, width] to [batch, classes]."""
-        y: Tensor = self.classifier(self.features(x).mean((2, 3)))
-        return y
+        super().__init__(nn.Sequential(*layers), inputs, classes)
 
 
-def mobilenet(classes: int = 10, *, channels: int = 3, scale: float = 1.0) -> MobileNet:
+def mobilenet(classes: int = 10, **options: Any) -> MobileNet:
     """Build the first-order network."""
-    return MobileNet(classes, channels=channels, scale=scale)
+    return MobileNet(classes, **options)
 
 
-def qmobilenet(
-    classes: int = 10,
-    *,
-    channels: int = 3,
-    scale: float = 1.0,
-    form: str = "Quadra",
-    batch_norm: str = "both",
-) -> MobileNet:
+def qmobilenet(classes: int = 10, *, form: str = "Quadra", **options: Any) -> MobileNet:
     """Build the quadratic network."""
-    return MobileNet(classes, channels=channels, scale=scale, form=form, batch_norm=batch_norm)
+    return MobileNet(classes, form=form, **options)

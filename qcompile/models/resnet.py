@@ -6,10 +6,12 @@ and 64); QuadraLib (Xu et al., MLSys 2022), whose QResNets have a quadratic bloc
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from qcompile.errors import ConfigurationError
-from qcompile.models.parts import Kind, unit, width
+from qcompile.models.parts import FIRST_ORDER, Classifier, Kind, at_least_one, unit, width
 
 __all__ = ["ResNet", "qresnet14", "qresnet20", "resnet14", "resnet20", "resnet32"]
 
@@ -24,7 +26,9 @@ class _Residual(nn.Module):
         self.first = unit(inputs, outputs, 3, kind, stride=stride, activation=nn.ReLU())
         self.second = unit(outputs, outputs, 3, kind)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else unit(inputs, outputs, 1, Kind(), stride=stride)
+        self.shortcut = (
+            nn.Identity() if same else unit(inputs, outputs, 1, FIRST_ORDER, stride=stride)
+        )
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +37,7 @@ class _Residual(nn.Module):
         return y
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """6n + 2 layers in three stages of n residual units, then a linear classifier.
 
     Args:
@@ -41,9 +45,8 @@ class ResNet(nn.Module):
         classes: number of outputs.
         channels: of the images.
         scale: factor of every width.
-        form: of the quadratic neurons; ``None`` for first-order convolutions. Ways round that
-            change the shape are first-order in any case.
-        batch_norm: of quadratic blocks.
+        kind: the arguments of :class:`qcompile.models.parts.Kind`. Ways round that change the
+            shape are first-order in any case.
 
     Shape:
         [batch, channels, height, width] → [batch, classes].
@@ -59,69 +62,45 @@ class ResNet(nn.Module):
         *,
         channels: int = 3,
         scale: float = 1.0,
-        form: str | None = None,
-        batch_norm: str = "both",
+        **kind: Any,
     ) -> None:
-        super().__init__()
+        at_least_one("ResNet", channels=channels)
         units, rest = divmod(depth - 2, 6)
-        if units < 1 or rest or classes < 1 or channels < 1:
+        if units < 1 or rest:
             raise ConfigurationError(
-                f"ResNet: depth must be 6n + 2 with n at least 1, and classes and channels "
-                f"positive, got {depth}, {classes} and {channels}."
+                f"ResNet: depth must be 6n + 2 with n at least 1, got {depth}."
             )
-        kind = Kind(form, batch_norm)
+        of = Kind(**kind)
         inputs = width(_STAGES[0], scale)
-        self.stem = unit(channels, inputs, 3, kind, activation=nn.ReLU())
-        stages: list[nn.Module] = []
+        stages: list[nn.Module] = [unit(channels, inputs, 3, of, activation=nn.ReLU())]
         for number, stage in enumerate(_STAGES):
             outputs = width(stage, scale)
             for at in range(units):
-                stride = 2 if number and not at else 1
-                stages.append(_Residual(inputs, outputs, stride, kind))
+                stages.append(_Residual(inputs, outputs, 2 if number and not at else 1, of))
                 inputs = outputs
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, channels, height, width] to [batch, classes]."""
-        y: Tensor = self.classifier(self.stages(self.stem(x)).mean((2, 3)))
-        return y
+        super().__init__(nn.Sequential(*stages), inputs, classes)
 
 
-def resnet14(classes: int = 10, *, channels: int = 3, scale: float = 1.0) -> ResNet:
+def resnet14(classes: int = 10, **options: Any) -> ResNet:
     """Build QResNet-14's first-order counterpart, 0.18 M parameters."""
-    return ResNet(14, classes, channels=channels, scale=scale)
+    return ResNet(14, classes, **options)
 
 
-def resnet20(classes: int = 10, *, channels: int = 3, scale: float = 1.0) -> ResNet:
+def resnet20(classes: int = 10, **options: Any) -> ResNet:
     """Build ResNet-20, 0.27 M parameters."""
-    return ResNet(20, classes, channels=channels, scale=scale)
+    return ResNet(20, classes, **options)
 
 
-def resnet32(classes: int = 10, *, channels: int = 3, scale: float = 1.0) -> ResNet:
+def resnet32(classes: int = 10, **options: Any) -> ResNet:
     """Build ResNet-32, 0.47 M parameters."""
-    return ResNet(32, classes, channels=channels, scale=scale)
+    return ResNet(32, classes, **options)
 
 
-def qresnet14(
-    classes: int = 10,
-    *,
-    channels: int = 3,
-    scale: float = 1.0,
-    form: str = "Quadra",
-    batch_norm: str = "both",
-) -> ResNet:
+def qresnet14(classes: int = 10, *, form: str = "Quadra", **options: Any) -> ResNet:
     """Build QResNet-14, 0.52 M parameters at full width as ``Quadra``."""
-    return ResNet(14, classes, channels=channels, scale=scale, form=form, batch_norm=batch_norm)
+    return ResNet(14, classes, form=form, **options)
 
 
-def qresnet20(
-    classes: int = 10,
-    *,
-    channels: int = 3,
-    scale: float = 1.0,
-    form: str = "Quadra",
-    batch_norm: str = "both",
-) -> ResNet:
+def qresnet20(classes: int = 10, *, form: str = "Quadra", **options: Any) -> ResNet:
     """Build QResNet-20, 0.81 M parameters at full width as ``Quadra``."""
-    return ResNet(20, classes, channels=channels, scale=scale, form=form, batch_norm=batch_norm)
+    return ResNet(20, classes, form=form, **options)

@@ -10,13 +10,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ConfigurationError, QCompileWarning, TrainingError
+from qcompile.nn.quadratic import QuadraticBlock
 
 __all__ = ["Clipped", "ExtremeValues", "Largest", "clip_gradients"]
 
@@ -46,7 +46,7 @@ class ExtremeValues:
     hooks of their layers: watch the model before it is compiled.
 
     Args:
-        model: layers without children are watched, in its own code or torch's.
+        model: layers without children are watched, and quadratic blocks.
         limit: absolute value beyond which an output is extreme.
         every: look at every so many calls of a layer.
 
@@ -69,16 +69,12 @@ class ExtremeValues:
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            if not any(True for _ in module.children()):
+            # A block that recomputes in its backward pass calls no hooks of its parts.
+            if isinstance(module, QuadraticBlock) or not any(True for _ in module.children()):
                 self._handles.append(module.register_forward_hook(_Watch(self, name)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._handles:
             self._handles.pop().remove()
 

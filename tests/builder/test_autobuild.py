@@ -16,7 +16,7 @@ from qcompile.builder.network import edit, importance, masked, possible_edits, q
 from qcompile.config import FORMS
 from qcompile.errors import CheckpointError, ConfigurationError, DataError, PassError
 from qcompile.flops import measure
-from qcompile.nn import PRESERVING_FORMS, QuadraticConv2d, QuadraticLinear
+from qcompile.nn import PRESERVING_FORMS, QuadraticBlock, QuadraticConv2d, QuadraticLinear
 from qcompile.nn.quadratic.revert import to_first_order
 
 QUICK = {"epochs": 2, "tune_epochs": 1, "batch": 32, "lr": 0.05}
@@ -78,10 +78,20 @@ def test_a_search_replaces_takes_out_and_tunes(built, digits):
     assert any(part == 1.0 for _, part in lines)
 
 
-def test_steps_that_were_not_kept_say_why(built):
-    result, _ = built
-    for step in result.steps[2:]:
-        assert step.kept or step.note
+def test_a_step_that_loses_too_much_is_taken_back(digits):
+    """Nothing may be lost: what does not come out at least as good stays as it was."""
+    best = BuildConfig(epochs=2, tune_epochs=0, batch=32)
+    calls = iter([0.5, 0.9, 0.9])  # the first-order network, the replaced one, its reference
+
+    def metric(outputs, targets):
+        return next(calls, 0.1)  # everything after that is bad
+
+    result = autobuild(network(), digits, metric, best)
+    edits = [step for step in result.steps if step.action in ("remove", "revert")]
+    assert edits
+    assert not any(step.kept for step in edits)
+    assert all("below 0.9" in step.note for step in edits)
+    assert result.steps[-1].parameters == result.steps[1].parameters
 
 
 def test_the_index_is_that_of_the_paper(digits):
@@ -242,3 +252,14 @@ def test_a_block_is_masked_and_reverted_as_one():
     back = edit(model, "revert", name)
     torch.testing.assert_close(back(x), plain(x), rtol=0, atol=0)
     assert not any("Quadratic" in type(module).__name__ for module in back.modules())
+
+
+def test_reverting_a_block_keeps_its_pooling():
+    torch.manual_seed(0)
+    layer = QuadraticConv2d(2, 3, 3, bias=False)
+    block = QuadraticBlock(layer, "branch", nn.ReLU(), nn.MaxPool2d(2)).eval()
+    nn.init.zeros_(block.norm_a.weight)
+    back = to_first_order(block)
+    x = torch.randn(2, 2, 8, 8)
+    assert back(x).shape == (2, 3, 3, 3)
+    torch.testing.assert_close(back(x), block(x), rtol=0, atol=0)

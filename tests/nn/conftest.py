@@ -1,10 +1,11 @@
-"""A small LSH-sparse layer and data for it."""
+"""A small LSH-sparse layer and data for it, and small chunks for hybrid back-propagation."""
 
 import pytest
 import torch
 
 from qcompile import LSH
 from qcompile.nn import LSHLinear
+from qcompile.nn.quadratic import elementwise, hybrid
 from qcompile.optim import Adam
 
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
@@ -49,3 +50,10 @@ def train(batch):
         return losses, optimizer
 
     return run
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the small inputs of tests of hybrid back-propagation take several chunks."""
+    monkeypatch.setitem(elementwise.CHUNK_ELEMENTS, "cpu", 100)
+    monkeypatch.setitem(hybrid.PART_ELEMENTS, "cpu", 400)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qcompile.errors import ConfigurationError, QCompileWarning, TrainingError
-from qcompile.nn import QuadraticLinear
+from qcompile.nn import QuadraticBlock, QuadraticLinear
 from qcompile.training import ExtremeValues, clip_gradients
 
 
@@ -104,3 +104,13 @@ def test_watches_that_make_no_sense_are_refused(arguments):
         ExtremeValues(nn.Identity(), **arguments)
     with pytest.raises(ConfigurationError, match="max_norm"):
         clip_gradients(nn.Identity(), 0.0)
+
+
+@pytest.mark.parametrize("memory", [0, 1, 3])
+def test_a_block_is_watched_at_every_level_of_memory(memory):
+    layer = QuadraticLinear(3, 2, bias=False)
+    model = nn.Sequential(QuadraticBlock(layer, "branch", nn.ReLU(), memory=memory))
+    with torch.no_grad():
+        layer.weight_c.fill_(math.inf)
+    with ExtremeValues(model), pytest.raises(TrainingError, match=r"layer 0"):
+        model(torch.ones(4, 3))

@@ -19,13 +19,19 @@ from qcompile.nn.quadratic.layers import (
     QuadraticLinear,
 )
 
-_CONVOLUTIONS: dict[type[nn.Module], type[Any]] = {
+CONVOLUTIONS: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: QuadraticConv1d,
     nn.Conv2d: QuadraticConv2d,
     nn.Conv3d: QuadraticConv3d,
 }
 
-CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS)
+_OF_LINEAR = ("in_features", "out_features")
+_OF_CONVOLUTION = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+    *("groups", "padding_mode"),
+)
+
+CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)
 """Layers that :func:`from_first_order` takes; not their subclasses, which may compute more."""
 
 
@@ -207,19 +213,17 @@ def _build_shapes(module: Any, config: Quadratic, bias: bool | str) -> Quadratic
         "memory_limit": config.memory_limit,
         "memory": config.memory,
     }
-    if isinstance(module, nn.Linear):
-        return QuadraticLinear(module.in_features, module.out_features, **options)
-    return _CONVOLUTIONS[type(module)](
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        stride=module.stride,
-        padding=module.padding,
-        dilation=module.dilation,
-        groups=module.groups,
-        padding_mode=module.padding_mode,
-        **options,
+    kind: type[Any] = (
+        QuadraticLinear if isinstance(module, nn.Linear) else CONVOLUTIONS[type(module)]
     )
+    layer: QuadraticLayer = kind(**sizes(module), **options)
+    return layer
+
+
+def sizes(module: Any) -> dict[str, Any]:
+    """Return the arguments that first-order and quadratic layers of one geometry share."""
+    linear = isinstance(module, nn.Linear | QuadraticLinear)
+    return {name: getattr(module, name) for name in (_OF_LINEAR if linear else _OF_CONVOLUTION)}
 
 
 def _preserve(layer: QuadraticLayer, module: Any) -> None:

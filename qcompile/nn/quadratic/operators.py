@@ -39,14 +39,17 @@ def _read(key: str, parameters: Sequence[Tensor]) -> tuple[Plan, list[Tensor | N
     return plan, [next(given) if there else None for there in present]
 
 
-@torch.library.custom_op(f"{DOMAIN}::hybrid_forward", mutates_args=())
-def hybrid_forward(
+def _forward(
     key: str, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor]
 ) -> list[Tensor]:
     """Compute the output, new running statistics, statistics, and what level 1 keeps."""
     plan, every = _read(key, parameters)
     y, updated, statistics, pre = forward(plan, x, every, kept)
     return [y, *updated, *statistics, *pre]
+
+
+hybrid_forward = torch.library.custom_op(f"{DOMAIN}::hybrid_forward", _forward, mutates_args=())
+hybrid_forward.register_fake(_forward)
 
 
 @torch.library.custom_op(f"{DOMAIN}::hybrid_backward", mutates_args=())
@@ -72,13 +75,6 @@ def _laid_out(gradient: Tensor, like: Tensor | None) -> Tensor:
     assert like is not None
     wanted = torch.empty_like(like)
     return gradient if gradient.stride() == wanted.stride() else wanted.copy_(gradient)
-
-
-@hybrid_forward.register_fake
-def _(key: str, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
-    plan, every = _read(key, parameters)
-    y, updated, statistics, pre = forward(plan, x, every, kept)
-    return [y, *updated, *statistics, *pre]
 
 
 @hybrid_backward.register_fake

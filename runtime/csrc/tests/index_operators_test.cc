@@ -51,15 +51,9 @@ void test_concurrent_calls() {
   const TestLayer layer(3000, 40, 5);
   const std::vector<float> hidden = normal_values(20 * 40, 6, 2);
   const Answers expected = answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa());
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
-    threads.emplace_back([&] {
-      for (int i = 0; i < 5; ++i) {
-        EXPECT(answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa()) == expected);
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+  call_from_many_threads([&] {
+    EXPECT(answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa()) == expected);
+  });
 }
 
 void test_values_without_a_bound() {

@@ -46,6 +46,18 @@ class ThreadExecutor final : public Executor {
   int threads_;
 };
 
+// Calls it a few times from each of several threads at once.
+template <typename F>
+void call_from_many_threads(F&& call) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 5; ++i) call();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 inline std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
   for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
