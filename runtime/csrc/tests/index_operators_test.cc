@@ -51,9 +51,8 @@ void test_concurrent_calls() {
   const TestLayer layer(3000, 40, 5);
   const std::vector<float> hidden = normal_values(20 * 40, 6, 2);
   const Answers expected = answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa());
-  call_from_many_threads([&] {
-    EXPECT(answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa()) == expected);
-  });
+  call_from_many_threads(
+      [&] { EXPECT(answer(layer, hidden, 5, SerialExecutor(), best_matrix_isa()) == expected); });
 }
 
 void test_values_without_a_bound() {
