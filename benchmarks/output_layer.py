@@ -123,9 +123,9 @@ def qcompile_model(case: Case, weight: np.ndarray, bias: np.ndarray) -> bytes:
         case.operator.name,
         [hidden, *values],
         attributes,
-        num_outputs=len(case.operator.outputs),
+        num_outputs=len(case.operator.required_outputs),
     )
-    for value, name in zip(node.outputs, case.operator.outputs, strict=True):
+    for value, name in zip(node.outputs, case.operator.required_outputs, strict=True):
         value.name = name
         value.type = ir.TensorType(ir.DataType.INT64 if name == "ids" else ir.DataType.FLOAT)
     graph = ir.Graph(

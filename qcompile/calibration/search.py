@@ -242,8 +242,12 @@ class _Search:
         chosen: dict[_Setting, None] = {}
         safer = 0
         for probes in rungs[low:]:
-            best = at(_Setting(probes, all_groups, wide))
+            widest = _Setting(probes, all_groups, wide)
+            best = at(widest)
             safer += best.bound >= task.promised
+            # The ladder needs rungs well above the promise: those below just suffice, and if the
+            # first that is judged falls short by chance, none of the others is looked at.
+            chosen[widest] = None
             for some in fewest([_Setting(probes, count, wide) for count in groups]):
                 chosen |= dict.fromkeys(
                     fewest([_Setting(probes, some.groups, width) for width in widths])

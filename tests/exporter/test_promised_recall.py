@@ -145,3 +145,17 @@ def test_hash_tables_that_keep_a_promise(source, monkeypatch):
 def test_modes_that_there_are_not(source):
     with pytest.raises(ConfigurationError, match="Known: exact, cells, lsh"):
         export_onnx(source, top_k=1, mode="shells")
+
+
+@pytest.mark.parametrize(("seed", "recall"), [(0, 0.99), (5, 0.97), (6, 0.97)])
+def test_one_setting_that_falls_short_by_chance_does_not_end_the_search(
+    source, monkeypatch, seed, recall
+):
+    """Divisions of the inputs by which the settings that just suffice on one half fail."""
+    monkeypatch.setattr("qcompile.calibration.search._WORTH", float("inf"))
+    result = export_onnx(
+        source, top_k=5, recall=recall, calibration={"h": inputs(1)}, seed=seed, measure=False
+    )
+    (choice,) = result.choices.values()
+    assert choice.index.mode == "cells", choice.reason
+    assert choice.recall.bound >= recall

@@ -141,7 +141,7 @@ void linear(const Dense& dense, const float* hidden, int64_t count, float* score
   }
   const std::span<const DenseQuery> queries = kept;
   if (queries.empty()) return;
-  constexpr int64_t kWork = int64_t{1} << 20;  // multiply-adds that are worth waking a thread for
+  constexpr int64_t kWork = int64_t{1} << 18;  // multiply-adds that are worth waking a thread for
   const int64_t panels = ceil_div(dense.rows, kPanelRows);
   const int64_t grain = ceil_div(kWork, kPanelRows * std::max<int64_t>(dense.depth, 1) * count);
   parallel_for(executor, panels, grain, [&](int64_t begin, int64_t end) {
