@@ -11,8 +11,12 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kLeastRoughBytes = 4 << 20;  // packed rows that a second-level cache cannot hold
-constexpr int64_t kRegisterSteps = 16;         // steps that a tile register reads at once
+// Packed rows of more bytes do not stay in a second-level cache: reading half of them always pays.
+constexpr int64_t kCachedBytes = 4 << 20;
+// Of fewer it pays for few answers, each of which makes rows like it worth a second look.
+constexpr int64_t kLeastRoughBytes = 1 << 20;
+constexpr int64_t kFewBest = 2;
+constexpr int64_t kRegisterSteps = 16;  // steps that a tile register reads at once
 
 void require_bound(const char* name, int64_t row, float value) {
   if (value == 0 || (value > 0 && std::isnormal(value))) return;
@@ -21,6 +25,14 @@ void require_bound(const char* name, int64_t row, float value) {
 }
 
 float norm_of(double squares) { return round_up(std::sqrt(squares) * (1 + 0x1p-50)); }
+
+int64_t rough_best_of(RoughRows rough, int64_t packed_bytes) {
+  const bool always = rough == RoughRows::kAlways;
+  if (always || (rough == RoughRows::kIfLarge && packed_bytes >= kCachedBytes)) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  return rough == RoughRows::kIfLarge && packed_bytes >= kLeastRoughBytes ? kFewBest : 0;
+}
 
 }  // namespace
 
@@ -35,8 +47,7 @@ Head::Head(const Dense& dense, const Packed& packed, const Executor& executor, R
   copy_last_tile(packed);
   const int64_t tiles = ceil_div(dense.rows, kTileRows), bytes = plane_bytes(dense.depth);
   bounds_.resize(static_cast<size_t>(tiles));
-  rough_ = rough == RoughRows::kAlways ||
-           (rough == RoughRows::kIfLarge && 2 * tiles * kTileBlocks * bytes >= kLeastRoughBytes);
+  rough_best_ = rough_best_of(rough, 2 * tiles * kTileBlocks * bytes);
   parallel_for(executor, tiles, 64, [&](int64_t begin, int64_t end) {
     std::vector<int8_t> rows(static_cast<size_t>(merged_bytes()));
     for (int64_t i = begin; i < end; ++i) {

@@ -64,8 +64,8 @@ class Head {
   int64_t depth() const { return dense_.depth; }
   // Whether a quantised scan is possible.
   bool packed() const { return !bounds_.empty(); }
-  // Whether few queries are worth a scan of four bits.
-  bool rough() const { return rough_; }
+  // The most answers of a query for which a first pass by the high four bits pays.
+  int64_t rough_best() const { return rough_best_; }
   // Whether there are eight bits at all.
   bool fine() const { return packed_.low != nullptr; }
   int64_t tiles() const { return static_cast<int64_t>(bounds_.size()); }
@@ -87,7 +87,7 @@ class Head {
   Dense dense_;
   Packed packed_;
   std::vector<RowBounds> bounds_;  // of each tile
-  bool rough_ = false;
+  int64_t rough_best_ = 0;
   float unscaled_error_ = 0;
   // The last tile, padded.
   std::vector<uint8_t> last_high_, last_low_;

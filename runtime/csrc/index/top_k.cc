@@ -89,7 +89,7 @@ class TopK {
     for (int64_t i = 0; i < count; ++i) give_up(i, !w_.group[i].finite);
     w_.scanners.resize(static_cast<size_t>(executor_.threads()));
     for (Scanner& scanner : w_.scanners) start(scanner, count);
-    rough_ = head_.rough() && count <= kRoughQueries;
+    rough_ = k_ <= head_.rough_best() && count <= kRoughQueries;
     // Each thread takes the next rows that nobody has taken, so that one thread alone keeps one
     // list, whatever number of threads the host promised.
     const int64_t share = head_.tiles() / (kStripsOfThread * executor_.threads());
