@@ -6,7 +6,16 @@ import argparse
 
 from qcompile import __version__
 from qcompile.cli.train_options import add_train_options
-from qcompile.config import FAMILIES, FORMS, INITS, LOSSES, OPTIMIZERS
+from qcompile.config import (
+    ACTIVATIONS,
+    FAMILIES,
+    FORMS,
+    INITS,
+    LOSSES,
+    MEMORY_LEVELS,
+    NORMS,
+    OPTIMIZERS,
+)
 
 SOURCE_HELP = (
     "model.onnx, model.pt2 (torch.export), package.module:callable that returns a torch module, "
@@ -69,6 +78,17 @@ def _add_quadratic(parser: argparse.ArgumentParser) -> None:
         "auto (default): preserve where the form can",
     )
     parser.add_argument(
+        "--batch-norm",
+        choices=NORMS,
+        help="the batch norm behind a quadratic layer: none (default) leaves it where it is; outer "
+        "moves it into a quadratic block; branch gives each branch one; both does both",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="the activation behind a quadratic layer (default keep)",
+    )
+    parser.add_argument(
         "--where", action="append", metavar="GLOB", help="only modules whose names match"
     )
     parser.add_argument(
@@ -80,6 +100,20 @@ def _add_quadratic(parser: argparse.ArgumentParser) -> None:
         const="dwta",
         choices=FAMILIES,
         help="substitute an LSH-sparse output layer of this hash family (default dwta)",
+    )
+
+
+def _add_memory_levels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        choices=("auto", *map(str, MEMORY_LEVELS)),
+        help="what training keeps of quadratic layers for the backward pass: 0 all, 1 less, 3 "
+        "least; auto chooses for each layer what fits --memory-budget",
+    )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="BYTES",
+        help="of a training step by plain SGD on --input, for --memory auto: 4GiB, 500MB",
     )
 
 
@@ -181,6 +215,7 @@ def _add_transform(commands) -> None:
     )
     _add_source(parser)
     _add_quadratic(parser)
+    _add_memory_levels(parser)
     parser.add_argument(
         "-o",
         "--output",

@@ -66,13 +66,32 @@ def quadratic_option(options: argparse.Namespace) -> Quadratic | None:
     """Return the configuration that ``--quadratic`` and its companions ask for.
 
     Raises:
-        ConfigurationError: the form is unknown.
+        ConfigurationError: the form is unknown, or companions come without a form.
     """
+    surroundings = {
+        name: getattr(options, name)
+        for name in ("batch_norm", "activation")
+        if getattr(options, name) is not None
+    }
     if options.quadratic is None:
+        for name in surroundings:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} says what becomes of the neighbours of quadratic "
+                "layers: give --quadratic FORM as well."
+            )
         return None
     return Quadratic(
-        options.quadratic, init=options.init, where=options.where, exclude=options.exclude
+        options.quadratic,
+        init=options.init,
+        where=options.where,
+        exclude=options.exclude,
+        **surroundings,
     )
+
+
+def memory_option(options: argparse.Namespace) -> int | str | None:
+    """Return the level that ``--memory`` asks for, ``auto`` or ``None``."""
+    return int(options.memory) if (options.memory or "").isdigit() else options.memory
 
 
 def sparse_option(options: argparse.Namespace) -> LSH | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qcompile.cli.output import print_json, print_report, progress_console, result_console
-from qcompile.cli.sources import example_inputs, quadratic_option, sparse_option
+from qcompile.cli.sources import example_inputs, memory_option, quadratic_option, sparse_option
 from qcompile.errors import ConfigurationError, ExportError, QCompileWarning
 
 if TYPE_CHECKING:
@@ -23,8 +23,12 @@ _ENDINGS = (".safetensors", ".pt2", ".onnx")
 def run(options: argparse.Namespace) -> int:
     """Transform and print the report; status 1 where nothing was rewritten."""
     quadratic, sparse_output = quadratic_option(options), sparse_option(options)
-    if quadratic is None and sparse_output is None:
-        raise ConfigurationError("nothing to do: give --quadratic FORM, --sparse-output or both.")
+    memory = memory_option(options)
+    if quadratic is None and sparse_output is None and memory != "auto":
+        raise ConfigurationError(
+            "nothing to do: give --quadratic FORM, --sparse-output or both, or --memory auto for a "
+            "model that is quadratic already."
+        )
     output = Path(options.output) if options.output else None
     if output is not None and output.suffix not in _ENDINGS:
         raise ConfigurationError(
@@ -42,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
             model,
             quadratic=quadratic,
             sparse_output=sparse_output,
+            memory=memory,
+            memory_budget=options.memory_budget,
             example_inputs=inputs,
             strict=options.strict,
             inplace=True,
@@ -55,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         print_report(report)
         if output is not None:
             result_console().print(f"written: {output}", markup=False)
-    return 0 if report.modified else 1
+    return 0 if report.modified or memory == "auto" else 1
 
 
 def _save(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:

@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
 
 from qcompile.cli import main
 
@@ -20,6 +22,13 @@ import torch
 def classifier():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5000))
+
+def images():
+    torch.manual_seed(0)
+    layers = []
+    for channels in (3, 8, 8):
+        layers += [torch.nn.Conv2d(channels, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers)
 
 def not_a_module():
     return 7
@@ -184,6 +193,9 @@ def test_inspect_shows_a_strangers_calibration_as_it_is(folder, qcompile):
         (["transform", "networks:classifier", "--quadratic", "Quadro"], "'Quadra'"),
         (["transform", "networks:classifier", "--quadratic", "T2", "--init", "preserve"], "T2"),
         (["transform", "networks:classifier", "--quadratic", "T2", "-o", "x.exe"], ".safetensors"),
+        (["transform", "networks:images", "--activation", "drop"], "--quadratic"),
+        (["transform", "networks:images", "--quadratic", "T2", "--memory", "auto"], "budget"),
+        (["transform", "networks:images", "--quadratic", "T2", "--memory-budget", "1MB"], "auto"),
     ],
 )
 def test_bad_input_is_status_1_names_itself_and_leaves_no_file(folder, qcompile, arguments, says):
@@ -236,6 +248,34 @@ def test_transform_that_changes_nothing_is_status_1(folder, qcompile):
     )
     assert done.returncode == 1
     assert "0 rewritten" in done.stdout
+
+
+def test_transform_takes_batch_norms_and_activations_into_blocks(folder, qcompile):
+    asked = ("--quadratic", "Quadra", "--batch-norm", "branch", "--activation", "drop")
+    common = ("networks:images", *asked, "--where", "0", "--memory", "3", "--json")
+    written = ("-o", "net.safetensors")
+    done = qcompile("transform", *common, *written)
+    assert done.returncode == 0, done.stderr
+    names = set(load_file(folder / "net.safetensors"))
+    assert {"0.layer.weight_a", "0.norm_a.weight", "0.norm_c.running_mean", "3.weight"} <= names
+    inspected = qcompile("inspect", "networks:images", *asked, "--where", "0", "--json")
+    assert json.loads(inspected.stdout)["would"]["entries"] == json.loads(done.stdout)["entries"]
+
+
+def test_transform_chooses_memory_levels_for_a_budget(folder, qcompile):
+    asked = ("--quadratic", "Quadra", "--batch-norm", "both", "--input", "32x3x32x32")
+    common = ("transform", "networks:images", *asked, "--memory", "auto")
+    roomy = qcompile(*common, "--memory-budget", "1GiB", "--json")
+    assert roomy.returncode == 0, roomy.stderr
+    (note,) = [n for n in json.loads(roomy.stdout)["notes"] if n.startswith("memory levels")]
+    assert "level 1" not in note
+    assert "level 3" not in note
+    tight = qcompile(*common, "--memory-budget", "1MB", "--json")
+    assert tight.returncode == 1
+    least = re.search(r"takes at least .*?([\d,]+) bytes", tight.stderr).group(1)
+    fitting = qcompile(*common, "--memory-budget", least.replace(",", ""), "--json")
+    (note,) = [n for n in json.loads(fitting.stdout)["notes"] if n.startswith("memory levels")]
+    assert "level 3" in note
 
 
 def test_export_of_a_module_reads_like_the_module(folder, qcompile):
