@@ -1,0 +1,1 @@
+"""Quadratic linear layers as one operator: several matrix products of one input, combined."""
