@@ -128,7 +128,8 @@ def complaints(
     elif same and measured != recorded:
         yield f"{measured} differs from the table's {recorded}; if meant, run with --write"
     elif measured["tensor_core"] != recorded["tensor_core"]:
-        yield f"matrix instructions are {measured['tensor_core']!r}, not {recorded['tensor_core']!r}"
+        kinds = (measured["tensor_core"], recorded["tensor_core"])
+        yield "matrix instructions are {!r}, not {!r}".format(*kinds)
     elif measured["registers"] > recorded["registers"] + SLACK_REGISTERS:
         yield f"{measured['registers']} registers, {recorded['registers']} before"
 
