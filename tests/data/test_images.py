@@ -25,13 +25,6 @@ def fashion(tmp_path):
     return tmp_path
 
 
-def cifar(folder, count=3):
-    records = np.random.default_rng(1).integers(10, size=(count, 3073), dtype=np.uint8)
-    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
-        (folder / name).write_bytes(records.tobytes())
-    return records
-
-
 def test_the_digits_need_nothing():
     found = load("digits")
     assert found.train_images.shape[1:] == (1, 8, 8)
@@ -48,14 +41,6 @@ def test_idx_files_zipped_or_not(fashion):
     assert found.classes == 7
     stored = gzip.decompress((fashion / "train-images-idx3-ubyte.gz").read_bytes())[16:]
     assert found.train_images.tobytes() == stored
-
-
-def test_cifar_records(tmp_path):
-    records = cifar(tmp_path)
-    found = load(tmp_path)
-    assert found.train_images.shape == (15, 3, 32, 32)
-    assert found.test_labels.tolist() == records[:, 0].tolist()
-    assert found.test_images[1].tobytes() == records[1, 1:].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -85,17 +70,6 @@ def test_sets_that_do_not_fit_together_are_refused(fashion):
     (fashion / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is missing"):
         load(fashion)
-
-
-def test_broken_cifar_is_refused(tmp_path):
-    records = cifar(tmp_path)
-    (tmp_path / "test_batch.bin").write_bytes(records.tobytes()[:-1])
-    with pytest.raises(DataError, match="binary version"):
-        load(tmp_path)
-    records[0, 0] = 10
-    (tmp_path / "test_batch.bin").write_bytes(records.tobytes())
-    with pytest.raises(DataError, match="above 9"):
-        load(tmp_path)
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path):
