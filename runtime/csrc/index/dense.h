@@ -2,24 +2,43 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <span>
+#include <vector>
 
 #include "core/isa.h"
 #include "index/head.h"
 
 namespace qcompile {
 
-// One hidden vector and where its scores go: all of them, of which a call writes some.
-struct DenseQuery {
-  const float* x;  // [depth]
-  float* scores;   // [rows]
+// Hidden vectors in the order in which the kernels read them.
+class DenseQueries {
+ public:
+  // Vectors of one panel, their coordinates side by side.
+  struct Batch {
+    int64_t first, count;
+    int64_t together;     // count, rounded up to what a kernel multiplies
+    const float* values;  // [depth, together]
+  };
+
+  // Vectors x[i] [depth], which the caller keeps.
+  void assign(std::vector<const float*> x, int64_t depth);
+  int64_t size() const { return std::ssize(x_); }
+  const float* operator[](int64_t index) const { return x_[static_cast<size_t>(index)]; }
+  // None for fewer vectors than kPanelQueries.
+  std::span<const Batch> batches() const { return batches_; }
+
+ private:
+  std::vector<const float*> x_;
+  std::vector<Batch> batches_;
+  std::vector<float> values_;
 };
 
-// Writes the scores of rows begin..end-1. A score is one chain of fused multiply-adds in order of
-// the coordinates, for every instruction set, plus the bias; for fewer than kPanelQueries queries
-// it is sixteen such chains, added up pairwise.
-void dense_scores(const Dense& dense, std::span<const DenseQuery> queries, int64_t begin,
-                  int64_t end, Isa isa);
+// The scores of rows [begin, end) of query i into targets[i] [end - begin]. A score is one chain of
+// fused multiply-adds in order of the coordinates, for every instruction set, plus the bias; for
+// fewer than kPanelQueries queries it is sixteen such chains, added up pairwise.
+void dense_scores(const Dense& dense, const DenseQueries& queries, int64_t begin, int64_t end,
+                  std::span<float* const> targets, Isa isa);
 
 inline constexpr int64_t kPanelQueries = 4;
 // Rows that a panel transposes; ranges that start at a multiple of it waste nothing.

@@ -23,13 +23,13 @@ QC_AVX2 inline __m256i first_lanes(int64_t count) {
 }
 
 template <int kRows>
-QC_AVX2 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) {
+QC_AVX2 void dot_rows(const Dense& dense, const float* x, int64_t row, float* scores) {
   const float* w = dense.weight + row * dense.depth;
   __m256 low[kRows], high[kRows];
   for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_ps();
   int64_t j = 0;
   for (; j + 2 * kWidth <= dense.depth; j += 2 * kWidth) {
-    const __m256 x0 = _mm256_loadu_ps(query.x + j), x1 = _mm256_loadu_ps(query.x + j + kWidth);
+    const __m256 x0 = _mm256_loadu_ps(x + j), x1 = _mm256_loadu_ps(x + j + kWidth);
     for (int r = 0; r < kRows; ++r) {
       const float* at = w + r * dense.depth + j;
       low[r] = _mm256_fmadd_ps(_mm256_loadu_ps(at), x0, low[r]);
@@ -40,8 +40,8 @@ QC_AVX2 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) 
     const __m256i m0 = first_lanes(dense.depth - j), m1 = first_lanes(dense.depth - j - kWidth);
     const int64_t upper =
         std::min(j + kWidth, dense.depth);  // nothing is read there if m1 is empty
-    const __m256 x0 = _mm256_maskload_ps(query.x + j, m0);
-    const __m256 x1 = _mm256_maskload_ps(query.x + upper, m1);
+    const __m256 x0 = _mm256_maskload_ps(x + j, m0);
+    const __m256 x1 = _mm256_maskload_ps(x + upper, m1);
     for (int r = 0; r < kRows; ++r) {
       const float* at = w + r * dense.depth;
       low[r] = _mm256_fmadd_ps(_mm256_maskload_ps(at + j, m0), x0, low[r]);
@@ -49,14 +49,14 @@ QC_AVX2 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) 
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    query.scores[row + r] = pairwise_sum(low[r], high[r]) + dense.bias[row + r];
+    scores[r] = pairwise_sum(low[r], high[r]) + dense.bias[row + r];
   }
 }
 
-QC_AVX2 void rows(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end) {
+QC_AVX2 void rows(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores) {
   int64_t row = begin;
-  for (; row + 4 <= end; row += 4) dot_rows<4>(dense, query, row);
-  for (; row < end; ++row) dot_rows<1>(dense, query, row);
+  for (; row + 4 <= end; row += 4) dot_rows<4>(dense, x, row, scores + row - begin);
+  for (; row < end; ++row) dot_rows<1>(dense, x, row, scores + row - begin);
 }
 
 // rows[0..7] of 8 columns into columns of 8 rows.

@@ -21,34 +21,34 @@ QC_AVX512 inline __mmask16 first_lanes(int64_t count) {
 }
 
 template <int kRows>
-QC_AVX512 void dot_rows(const Dense& dense, const DenseQuery& query, int64_t row) {
+QC_AVX512 void dot_rows(const Dense& dense, const float* x, int64_t row, float* scores) {
   const float* w = dense.weight + row * dense.depth;
   __m512 sums[kRows];
   for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
   int64_t j = 0;
   for (; j + kWidth <= dense.depth; j += kWidth) {
-    const __m512 x = _mm512_loadu_ps(query.x + j);
+    const __m512 part = _mm512_loadu_ps(x + j);
     for (int r = 0; r < kRows; ++r) {
-      sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(w + r * dense.depth + j), x, sums[r]);
+      sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(w + r * dense.depth + j), part, sums[r]);
     }
   }
   if (j < dense.depth) {
     const __mmask16 mask = first_lanes(dense.depth - j);
-    const __m512 x = _mm512_maskz_loadu_ps(mask, query.x + j);
+    const __m512 part = _mm512_maskz_loadu_ps(mask, x + j);
     for (int r = 0; r < kRows; ++r) {
       const __m512 values = _mm512_maskz_loadu_ps(mask, w + r * dense.depth + j);
-      sums[r] = _mm512_fmadd_ps(values, x, sums[r]);
+      sums[r] = _mm512_fmadd_ps(values, part, sums[r]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    query.scores[row + r] = pairwise_sum(sums[r]) + dense.bias[row + r];
+    scores[r] = pairwise_sum(sums[r]) + dense.bias[row + r];
   }
 }
 
-QC_AVX512 void rows(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end) {
+QC_AVX512 void rows(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores) {
   int64_t row = begin;
-  for (; row + 8 <= end; row += 8) dot_rows<8>(dense, query, row);
-  for (; row < end; ++row) dot_rows<1>(dense, query, row);
+  for (; row + 8 <= end; row += 8) dot_rows<8>(dense, x, row, scores + row - begin);
+  for (; row < end; ++row) dot_rows<1>(dense, x, row, scores + row - begin);
 }
 
 // rows[0..15] of 16 columns into columns of 16 rows.

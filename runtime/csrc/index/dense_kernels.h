@@ -16,8 +16,8 @@ struct DensePanel {
 };
 
 struct DenseKernels {
-  // Rows of one query, one after the other.
-  void (*rows)(const Dense& dense, const DenseQuery& query, int64_t begin, int64_t end);
+  // Scores of rows [begin, end) for x [depth], one row after the other.
+  void (*rows)(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores);
   // weight rows [first, first + 32) into panel [depth, 32]; rows from `end` on are zero.
   void (*transpose)(const Dense& dense, int64_t first, int64_t end, float* panel);
   // Products of all rows and queries of a panel, into sums [together, kPanelRows].

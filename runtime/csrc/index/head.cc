@@ -72,6 +72,13 @@ Head::Head(const Dense& dense, const Packed& packed, const Executor& executor, R
       bounds.rough_error = round_up(static_cast<double>(bounds.error) + difference);
     }
   });
+  greatest_norm_ = unscaled_error_;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const Tile tile = this->tile(i);
+    const double norm = static_cast<double>(tile.bounds.norm) + tile.bounds.error;
+    const float scale = *std::max_element(tile.scale, tile.scale + tile.rows);
+    greatest_norm_ = std::max(greatest_norm_, round_up(scale * norm));
+  }
 }
 
 int64_t Head::merged_bytes() const {

@@ -79,6 +79,8 @@ class Head {
   void merge(const Tile& tile, int8_t* rows, Isa isa) const;
   // The greatest error of a row whose scale is zero.
   float unscaled_error() const { return unscaled_error_; }
+  // An upper bound of the norms of all rows, of a packed layer.
+  float greatest_norm() const { return greatest_norm_; }
 
  private:
   void check(const Packed& packed);
@@ -89,6 +91,7 @@ class Head {
   std::vector<RowBounds> bounds_;  // of each tile
   int64_t rough_best_ = 0;
   float unscaled_error_ = 0;
+  float greatest_norm_ = 0;
   // The last tile, padded.
   std::vector<uint8_t> last_high_, last_low_;
   float last_scale_[kTileRows] = {};

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "index/dense.h"
+#include "index/dense_top_k.h"
 #include "index/exponential.h"
 #include "index/log_sum_scan.h"
 #include "index/operators.h"
@@ -13,56 +15,58 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kDenseRows = 16 * kPanelRows;  // rows whose scores are kept at once
-constexpr int64_t kDenseTogether = 64;           // queries that share them
+constexpr int64_t kDenseRows = 1024;  // rows whose scores are kept at once
+// Queries whose fp32 scores cost less together than the look at rows that need it, one by one.
+constexpr int64_t kMany = 4;
 
-// The sum of exp(score - best) of rows [first, first + dense.rows) of a layer, for each query.
-void sum_rows(const Dense& dense, std::span<const DenseSum> queries, double* sums, Isa isa) {
-  thread_local std::vector<float> scores;
-  thread_local std::vector<DenseQuery> together;
-  scores.resize(queries.size() * kDenseRows);
-  together.clear();
-  for (size_t i = 0; i < queries.size(); ++i) {
-    together.push_back({queries[i].x, scores.data() + i * kDenseRows});
+// The sum of exp(score - best) of rows [begin, end), whose fp32 scores are given and overwritten.
+double sum_rows(const Dense& dense, const DenseSum& query, int64_t begin, int64_t end,
+                float* scores, Isa isa) {
+  const int64_t rows = end - begin;
+  const float most = greatest(scores, rows, isa);
+  if (most - query.best < 1) {
+    const double sum = exponentials(scores, rows, query.best, isa);
+    if (!std::isnan(sum)) return sum;
   }
-  dense_scores(dense, together, 0, dense.rows, isa);
-  for (size_t i = 0; i < queries.size(); ++i) {
-    float* own = together[i].scores;
-    const float best = queries[i].best;
-    const float most = greatest(own, dense.rows, isa);
-    sums[i] = most - best < 1 ? exponentials(own, dense.rows, best, isa) : std::nan("");
-    if (!std::isnan(sums[i])) continue;
-    // Sums in fp32 went out of its range on their way, or nearly.
-    thread_local std::vector<double> x;
-    x.assign(queries[i].x, queries[i].x + dense.depth);
-    for (int64_t row = 0; row < dense.rows; ++row) {
-      own[row] = score_kernel(isa)(dense, row, x.data());
-    }
-    sums[i] = exponentials(own, dense.rows, best, isa);
+  // Sums in fp32 went out of its range on their way, or nearly.
+  const std::vector<double> x(query.x, query.x + dense.depth);
+  for (int64_t row = begin; row < end; ++row) {
+    scores[row - begin] = score_kernel(isa)(dense, row, x.data());
   }
+  return exponentials(scores, rows, query.best, isa);
 }
 
-// Answers those of the queries [count, depth] that the scan has not ranked.
-void rank_others(const Head& head, const float* hidden, std::span<const LogSumQuery> known,
-                 int64_t k, float* scores, int64_t* ids, const Executor& executor, Isa isa) {
-  std::vector<int64_t> others;
-  std::vector<float> x;
-  for (size_t i = 0; i < known.size(); ++i) {
-    if (known[i].ranked) continue;
-    others.push_back(static_cast<int64_t>(i));
-    const float* from = hidden + others.back() * head.depth();
-    x.insert(x.end(), from, from + head.depth());
+// Answers queries that neither scan nor fp32 scores have ranked.
+void rank(const Head& head, std::span<const DenseAnswer> queries, int64_t k,
+          const Executor& executor, Isa isa) {
+  std::vector<DenseSum> sums;
+  for (const DenseAnswer& query : queries) {
+    linear_top_k(head, query.x, 1, k, query.scores, query.ids, executor, isa);
+    sums.push_back({query.x, query.scores[0], query.log_sum});
   }
-  if (others.empty()) return;
-  const auto size = others.size() * static_cast<size_t>(k);
-  std::vector<float> found(size);
-  std::vector<int64_t> rows(size);
-  linear_top_k(head, x.data(), std::ssize(others), k, found.data(), rows.data(), executor, isa);
-  for (size_t i = 0; i < others.size(); ++i) {
-    const auto from = static_cast<std::ptrdiff_t>(i) * k;
-    std::copy_n(found.begin() + from, k, scores + others[i] * k);
-    std::copy_n(rows.begin() + from, k, ids + others[i] * k);
+  dense_log_sums(head.dense(), sums, executor, isa);
+}
+
+// As linear_top_k_log_sum(), for kDotQueries queries at most.
+void rank_group(const Head& head, std::span<const DenseAnswer> queries, int64_t k,
+                const Executor& executor, Isa isa) {
+  // Each tile has one row that bounds the k-th best.
+  const bool bounded = head.packed() && 8 * k <= head.rows() && k <= head.tiles();
+  std::vector<DenseAnswer> left(queries.begin(), queries.end());
+  if (bounded && std::ssize(queries) < kMany) {
+    thread_local LogSumWorkspace workspace;
+    left = LogSumScan(head, queries, k, executor, isa, workspace).run();
   }
+  if (bounded && head.dense().weight != nullptr) {
+    std::vector<char> answered(left.size());
+    dense_top_k(head, left, k, answered.data(), executor, isa);
+    size_t kept = 0;
+    for (size_t i = 0; i < left.size(); ++i) {
+      if (!answered[i]) left[kept++] = left[i];
+    }
+    left.resize(kept);
+  }
+  rank(head, left, k, executor, isa);
 }
 
 }  // namespace
@@ -70,59 +74,50 @@ void rank_others(const Head& head, const float* hidden, std::span<const LogSumQu
 void dense_log_sums(const Dense& dense, std::span<const DenseSum> queries, const Executor& executor,
                     Isa isa) {
   std::vector<DenseSum> some;
+  std::vector<const float*> x;
   for (const DenseSum& query : queries) {
     // A greatest score that is no number, or infinite, is the sum's logarithm as well.
     *query.log_sum = query.best;
-    if (std::isfinite(query.best)) some.push_back(query);
+    if (!std::isfinite(query.best)) continue;
+    some.push_back(query);
+    x.push_back(query.x);
   }
+  if (some.empty()) return;
+  DenseQueries hidden;
+  hidden.assign(std::move(x), dense.depth);
   const int64_t pieces = ceil_div(dense.rows, kDenseRows);
-  for (size_t first = 0; first < some.size(); first += kDenseTogether) {
-    const auto group = std::span<const DenseSum>(some).subspan(first).first(
-        std::min<size_t>(kDenseTogether, some.size() - first));
-    std::vector<double> sums(group.size() * static_cast<size_t>(pieces));
-    executor.run(pieces, [&](int64_t piece) {
-      const int64_t row = piece * kDenseRows;
-      const Dense part{dense.weight + row * dense.depth, dense.bias + row,
-                       std::min(kDenseRows, dense.rows - row), dense.depth};
-      sum_rows(part, group, sums.data() + piece * std::ssize(group), isa);
-    });
-    for (size_t i = 0; i < group.size(); ++i) {
-      double sum = 0;
-      for (size_t at = i; at < sums.size(); at += group.size()) sum += sums[at];
-      *group[i].log_sum = static_cast<float>(group[i].best + std::log(sum));
+  std::vector<double> sums(some.size() * static_cast<size_t>(pieces));
+  executor.run(pieces, [&](int64_t piece) {
+    const int64_t begin = piece * kDenseRows, end = std::min(begin + kDenseRows, dense.rows);
+    std::vector<float> scores(some.size() * kDenseRows);
+    std::vector<float*> targets;
+    for (size_t i = 0; i < some.size(); ++i) targets.push_back(scores.data() + i * kDenseRows);
+    dense_scores(dense, hidden, begin, end, targets, isa);
+    double* own = sums.data() + piece * std::ssize(some);
+    for (size_t i = 0; i < some.size(); ++i) {
+      own[i] = sum_rows(dense, some[i], begin, end, targets[i], isa);
     }
+  });
+  for (size_t i = 0; i < some.size(); ++i) {
+    double sum = 0;
+    for (size_t at = i; at < sums.size(); at += some.size()) sum += sums[at];
+    *some[i].log_sum = static_cast<float>(some[i].best + std::log(sum));
   }
 }
 
 void linear_top_k_log_sum(const Head& head, const float* hidden, int64_t count, int64_t k,
                           float* scores, int64_t* ids, float* log_sums, const Executor& executor,
                           Isa isa) {
-  const bool scan = head.packed() && k >= 1 && 8 * k <= head.rows() && k <= head.tiles();
-  thread_local LogSumWorkspace workspace;
-  std::vector<DenseSum> unsummed;
   const SerialExecutor serial;
-  const auto executor_for = [&](int64_t queries) -> const Executor& {
-    const bool small = head.rows() * head.depth() < kParallelWork / queries;
-    return small ? static_cast<const Executor&>(serial) : executor;
-  };
   for (int64_t first = 0; first < count; first += kDotQueries) {
     const int64_t group = std::min(kDotQueries, count - first);
-    const float* x = hidden + first * head.depth();
-    float* best = scores + first * k;
-    const Executor& used = executor_for(group);
-    std::vector<LogSumQuery> known(static_cast<size_t>(group));
-    if (scan) {
-      known = LogSumScan(head, x, group, k, used, isa, workspace)
-                  .run(best, ids + first * k, log_sums + first);
+    const bool small = head.rows() * head.depth() < kParallelWork / group;
+    std::vector<DenseAnswer> queries;
+    for (int64_t i = first; i < first + group; ++i) {
+      queries.push_back({hidden + i * head.depth(), scores + i * k, ids + i * k, log_sums + i});
     }
-    rank_others(head, x, known, k, best, ids + first * k, used, isa);
-    for (int64_t i = 0; i < group; ++i) {
-      if (known[static_cast<size_t>(i)].summed) continue;
-      unsummed.push_back({x + i * head.depth(), best[i * k], log_sums + first + i});
-    }
+    rank_group(head, queries, k, small ? static_cast<const Executor&>(serial) : executor, isa);
   }
-  dense_log_sums(head.dense(), unsummed, executor_for(std::max<int64_t>(1, std::ssize(unsummed))),
-                 isa);
 }
 
 }  // namespace qcompile

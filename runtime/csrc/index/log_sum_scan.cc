@@ -23,12 +23,10 @@ constexpr double kPlanned = 0.3e-5;   // of it by tiles that are not looked at a
 constexpr float kWidest = 40;         // bounds wider than this say nothing
 constexpr int64_t kAlone = 8;         // queries that are better multiplied one by one
 constexpr size_t kFetched = 8;        // rows that are asked for before they are scored
-// A query with more rows to rescore than this, and than one in so many of all, is better summed
-// densely. Dense scores of several queries cost less each than those of one.
+// A query with more rows to rescore than this, and than one in so many of all, is better off with
+// fp32 scores.
 constexpr int64_t kLeastRoom = 64;
-constexpr int64_t kShareOfFew = 8;
-constexpr int64_t kShareOfMany = 24;
-constexpr int64_t kMany = 4;
+constexpr int64_t kShare = 32;
 
 // A bar under which the changes sum up to `most` at most; within a quarter of a power of two.
 float bar_under(std::span<const float> changes, double most) {
@@ -52,35 +50,41 @@ double sum_up(const float* values) {
 
 }  // namespace
 
-LogSumScan::LogSumScan(const Head& head, const float* hidden, int64_t count, int64_t k,
+LogSumScan::LogSumScan(const Head& head, std::span<const DenseAnswer> queries, int64_t k,
                        const Executor& executor, Isa isa, LogSumWorkspace& workspace)
     : head_(head),
-      hidden_(hidden),
-      count_(count),
+      queries_(queries),
+      count_(std::ssize(queries)),
       k_(k),
       executor_(executor),
       isa_(isa),
       w_(workspace),
       pieces_(ceil_div(head.tiles(), kPieceTiles)),
-      room_(std::max(kLeastRoom, 4 * k) +
-            head.rows() / (count < kMany ? kShareOfFew : kShareOfMany)) {}
+      room_(std::max(kLeastRoom, 4 * k) + head.rows() / kShare) {}
 
-const std::vector<LogSumQuery>& LogSumScan::run(float* scores, int64_t* ids, float* log_sums) {
+std::vector<DenseAnswer> LogSumScan::run() {
   const auto all = static_cast<size_t>(count_);
   const size_t tiles = all * static_cast<size_t>(head_.tiles());
-  w_.group.encode(head_, hidden_, count_, isa_);
+  w_.hidden.clear();
+  for (const DenseAnswer& query : queries_) {
+    w_.hidden.insert(w_.hidden.end(), query.x, query.x + head_.depth());
+  }
+  w_.x.assign(w_.hidden.begin(), w_.hidden.end());
+  w_.group.encode(head_, w_.hidden.data(), count_, isa_);
   w_.tiles.resize(tiles);
   w_.again.assign(tiles, 0);
   w_.queries.assign(all, {});
   w_.pieces.resize(all * static_cast<size_t>(pieces_));
   w_.found.resize(all);
   for (auto& found : w_.found) found.store(0, std::memory_order_relaxed);
-  w_.x.assign(hidden_, hidden_ + count_ * head_.depth());
   executor_.run(pieces_, [&](int64_t piece) { sum_tiles(piece); });
   executor_.run(count_, [&](int64_t query) { choose(query); });
   executor_.run(pieces_, [&](int64_t piece) { look_again(piece); });
-  for (int64_t i = 0; i < count_; ++i) finish(i, scores + i * k_, ids + i * k_, log_sums + i);
-  return w_.queries;
+  std::vector<DenseAnswer> left;
+  for (int64_t i = 0; i < count_; ++i) {
+    if (!finish(i)) left.push_back(queries_[static_cast<size_t>(i)]);
+  }
+  return left;
 }
 
 // What roundings and rows without a scale add to the width of a bound. Scores that count are no
@@ -151,22 +155,10 @@ void LogSumScan::choose(int64_t query) {
   known.reference = *std::max_element(least.begin(), kth + 1);
   if (!std::isfinite(known.reference) || !std::isfinite(*kth)) return;
   known.bar = bar_for(*kth) - unscaled(query);
-  known.ranked = true;
-  note_best(query);
-  known.summed = choose_tiles(query);
-  if (!known.summed) note_best(query);  // only what ranks is worth a look
+  known.answered = choose_tiles(query);
 }
 
-void LogSumScan::note_best(int64_t query) const {
-  const float bar = w_.queries[static_cast<size_t>(query)].bar;
-  const std::span<const TileSum> tiles = tiles_of(query);
-  const std::span<char> again = again_of(query);
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    again[i] = std::isnan(tiles[i].sum) || !(tiles[i].upper < bar);
-  }
-}
-
-// Adds the tiles that are too uncertain for the sum; false if there is too much in them.
+// Chooses the tiles; false if there is too much in them.
 bool LogSumScan::choose_tiles(int64_t query) {
   LogSumQuery& known = w_.queries[static_cast<size_t>(query)];
   const std::span<const TileSum> tiles = tiles_of(query);
@@ -195,10 +187,9 @@ bool LogSumScan::choose_tiles(int64_t query) {
   double effective = 0;  // rows that have nearly all of the weight of the tiles chosen
   int64_t chosen = 0;
   for (size_t i = 0; i < tiles.size(); ++i) {
-    if (changes[i] >= bar) {
-      again[i] = 1;
-      effective += tiles[i].sum;
-    }
+    const bool uncertain = changes[i] >= bar;
+    if (uncertain) effective += tiles[i].sum;
+    again[i] = uncertain || !(tiles[i].upper < known.bar);
     chosen += again[i];
     if (again[i]) continue;
     known.sum += sums[i];
@@ -222,7 +213,10 @@ void LogSumScan::look_again(int64_t piece) {
   together.enter(queries);
   const int64_t end = std::min((piece + 1) * kPieceTiles, head_.tiles());
   for (int64_t t = piece * kPieceTiles; t < end; ++t) {
-    const auto again = [&](int64_t query) { return again_of(query)[static_cast<size_t>(t)] != 0; };
+    const auto again = [&](int64_t query) {
+      const bool open = w_.queries[static_cast<size_t>(query)].answered;
+      return open && again_of(query)[static_cast<size_t>(t)] != 0;
+    };
     int64_t wanted = 0;
     for (int64_t q = 0; q < count_; ++q) wanted += again(q);
     if (wanted == 0) continue;
@@ -248,7 +242,7 @@ void LogSumScan::look_at(const Tile& tile, const int32_t* dots, int64_t query, L
   scan_kernels(isa_).scores(tile, work, scores, peaks);
   for (int64_t i = 0; i < kTileRows; ++i) upper[i] = scores[i] + tile.scale[i] * work.width;
   uint64_t kept = not_below(isa_)(upper, known.bar);
-  if (known.summed) kept = sum_light(scores, upper, kept, query, piece);
+  kept = sum_light(scores, upper, kept, query, piece);
   if (tile.rows < kTileRows) kept &= (uint64_t{1} << tile.rows) - 1;
   if (kept == 0) return;
   std::atomic<int64_t>& found = w_.found[static_cast<size_t>(query)];
@@ -308,10 +302,10 @@ void LogSumScan::rescore(int64_t query, LogSumPiece& piece) const {
   }
 }
 
-void LogSumScan::finish(int64_t query, float* scores, int64_t* ids, float* log_sum) {
+// False if the query is not answered after all.
+bool LogSumScan::finish(int64_t query) {
   LogSumQuery& known = w_.queries[static_cast<size_t>(query)];
-  if (given_up(query)) known.ranked = known.summed = false;
-  if (!known.ranked) return;
+  if (!known.answered || given_up(query)) return false;
   w_.ranked.clear();
   for (int64_t i = 0; i < pieces_; ++i) {
     const LogSumPiece& piece = piece_of(query, i);
@@ -319,18 +313,18 @@ void LogSumScan::finish(int64_t query, float* scores, int64_t* ids, float* log_s
     known.sum += piece.sum;
     known.change += piece.change;
   }
-  if (known.summed) {
-    w_.finals.clear();
-    for (const Ranked& row : w_.ranked) w_.finals.push_back(row.score);
-    known.sum += exponentials(w_.finals.data(), std::ssize(w_.finals), known.reference, isa_);
-    known.summed = known.change <= kMostChange * known.sum;
-    *log_sum = static_cast<float>(known.reference + std::log(known.sum));
-  }
+  w_.finals.clear();
+  for (const Ranked& row : w_.ranked) w_.finals.push_back(row.score);
+  known.sum += exponentials(w_.finals.data(), std::ssize(w_.finals), known.reference, isa_);
+  if (!(known.change <= kMostChange * known.sum)) return false;
+  const DenseAnswer& answer = queries_[static_cast<size_t>(query)];
+  *answer.log_sum = static_cast<float>(known.reference + std::log(known.sum));
   std::partial_sort(w_.ranked.begin(), w_.ranked.begin() + k_, w_.ranked.end(), before);
   for (int64_t i = 0; i < k_; ++i) {
-    scores[i] = w_.ranked[static_cast<size_t>(i)].score;
-    ids[i] = w_.ranked[static_cast<size_t>(i)].row;
+    answer.scores[i] = w_.ranked[static_cast<size_t>(i)].score;
+    answer.ids[i] = w_.ranked[static_cast<size_t>(i)].row;
   }
+  return true;
 }
 
 }  // namespace qcompile

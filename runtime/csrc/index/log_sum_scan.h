@@ -9,6 +9,7 @@
 
 #include "core/isa.h"
 #include "core/parallel.h"
+#include "index/dense_top_k.h"
 #include "index/head.h"
 #include "index/ranked.h"
 #include "index/scan.h"
@@ -30,7 +31,7 @@ struct LogSumQuery {
   float bar = 0;        // rows whose upper bound is not below it may be among the k best
   float budget = 0;     // what the rows of a tile may change the sum by and need no rescoring
   double sum = 0, change = 0;  // of the tiles that are not looked at again, and its possible error
-  bool ranked = false, summed = false;
+  bool answered = false;       // as far as is known
 };
 
 // The rows of one piece of the layer for one query.
@@ -47,20 +48,20 @@ struct LogSumWorkspace {
   std::vector<LogSumQuery> queries;
   std::vector<LogSumPiece> pieces;         // of each query and piece
   std::deque<std::atomic<int64_t>> found;  // of each query, rows to be rescored
-  std::vector<double> x;                   // [count, depth]
+  std::vector<float> hidden;               // [count, depth]
+  std::vector<double> x;                   // the same
   std::vector<float> finals;
   std::vector<Ranked> ranked;
 };
 
-// Queries [count, depth], count <= kDotQueries. The head has packed rows and at least k tiles.
+// For a few queries. The head has packed rows and at least k tiles.
 class LogSumScan {
  public:
-  LogSumScan(const Head& head, const float* hidden, int64_t count, int64_t k,
+  LogSumScan(const Head& head, std::span<const DenseAnswer> queries, int64_t k,
              const Executor& executor, Isa isa, LogSumWorkspace& workspace);
 
-  // Writes what it finds of scores and ids [count, k] and log_sums [count]. Returns how it went
-  // for each query: ranked if scores and ids are right, summed if its log_sum is.
-  const std::vector<LogSumQuery>& run(float* scores, int64_t* ids, float* log_sums);
+  // Returns the queries that are not answered.
+  std::vector<DenseAnswer> run();
 
  private:
   LogSumPiece& piece_of(int64_t query, int64_t piece) const {
@@ -85,16 +86,15 @@ class LogSumScan {
   TileSum sum_tile(const Tile& tile, const int32_t* dots, float scale, int64_t query) const;
   void choose(int64_t query);
   bool choose_tiles(int64_t query);
-  void note_best(int64_t query) const;
   void look_again(int64_t piece);
   void look_at(const Tile& tile, const int32_t* dots, int64_t query, LogSumPiece& piece);
   uint64_t sum_light(float* scores, float* upper, uint64_t kept, int64_t query,
                      LogSumPiece& piece) const;
   void rescore(int64_t query, LogSumPiece& piece) const;
-  void finish(int64_t query, float* scores, int64_t* ids, float* log_sum);
+  bool finish(int64_t query);
 
   const Head& head_;
-  const float* hidden_;
+  const std::span<const DenseAnswer> queries_;
   const int64_t count_;
   const int64_t k_;
   const Executor& executor_;

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "index/dense.h"
+#include "index/dense_softmax.h"
 #include "index/exponential.h"
 #include "index/operators.h"
 #include "index/rescore.h"
@@ -17,14 +17,12 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
 constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
 constexpr int64_t kPieceTiles = 64;       // tiles that one task handles
-constexpr int64_t kTileQueries = 32;      // queries that share a pass over the rows
-// Queries with more probable rows than this are computed densely: kRescoredRows, and one in so many
-// of all. Dense scores of several queries cost less each than those of one.
+// Queries whose fp32 scores would cost more, as each waits for all of the rows.
+constexpr int64_t kScanned = 3;
+// A query with more probable rows than this, and than one in so many of all, is better off with
+// fp32 scores.
 constexpr int64_t kRescoredRows = 16;
-constexpr int64_t kShareOfFew = 16;
-constexpr int64_t kShareOfMany = 128;
-constexpr int64_t kProbe = 8;       // queries that are scanned before the others
-constexpr int64_t kLeastGroup = 4;  // queries that are worth a pass of their own over the rows
+constexpr int64_t kShare = 16;
 
 // What a tile's approximate scores say of its final ones.
 struct TilePeaks {
@@ -96,7 +94,7 @@ class Scan {
   void scan(int64_t part) {
     thread_local std::vector<DotLine> lines;
     thread_local std::vector<RowLine> rows;
-    lines.resize(kTileQueries * kTileBlocks);
+    lines.resize(kDotQueries * kTileBlocks);
     rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
     int32_t* dots = lines.front().of;
     const DotQueries queries = w_.group.dots(0, w_.group.size());
@@ -133,8 +131,7 @@ class Scan {
     float best = -kInfinity;
     for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
     const float bar = bar_for(best + kLogLeast) - unscaled(query);
-    const int64_t share = w_.group.size() < kPanelQueries ? kShareOfFew : kShareOfMany;
-    int64_t room = kRescoredRows + head_.rows() / share;
+    int64_t room = kRescoredRows + head_.rows() / kShare;
     for (int64_t part = 0; part < parts_ && room >= 0; ++part) {
       std::vector<int32_t>& rows = piece(query, part).rows;
       rows.clear();
@@ -236,79 +233,25 @@ class Scan {
   int64_t parts_ = 0;
 };
 
-// One call of linear_softmax.
-struct Call {
-  const Head& head;
-  const float* hidden;
-  float* out;
-  const Executor& executor;
-  Isa isa;
-  char* done;  // for each query, whether the scan answered it
-};
-
-// Scans queries [first, first + size). Threads take groups of them if there are enough, else parts
-// of the rows.
-void scan_queries(const Call& call, int64_t first, int64_t size) {
-  if (size == 0) return;
-  const SerialExecutor serial;
-  const int64_t threads = call.executor.threads();
-  const int64_t wanted = ceil_div(ceil_div(size, kTileQueries), threads) * threads;
-  const int64_t groups = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, size / kLeastGroup));
-  const int64_t step = std::min(kTileQueries, ceil_div(size, groups));
-  const Executor& one = serial;
-  const Executor& outer = groups > 1 ? call.executor : one;
-  const Executor& inner = groups > 1 ? one : call.executor;
-  outer.run(ceil_div(size, step), [&](int64_t i) {
-    thread_local Workspace workspace;
-    const int64_t query = first + i * step;
-    Scan(call.head, call.hidden + query * call.head.depth(), call.out + query * call.head.rows(),
-         inner, call.isa, workspace)
-        .run(std::min(step, size - i * step), call.done + query);
-  });
-}
-
-// Computes all scores of the queries that are not done.
-void finish_densely(const Call& call, int64_t count) {
-  thread_local std::vector<DenseQuery> kept;
-  kept.clear();
-  for (int64_t i = 0; i < count; ++i) {
-    if (call.done[i]) continue;
-    kept.push_back({call.hidden + i * call.head.depth(), call.out + i * call.head.rows()});
-  }
-  const std::span<const DenseQuery> queries = kept;
-  if (queries.empty()) return;
-  const int64_t rows = call.head.rows();
-  parallel_for(call.executor, ceil_div(rows, kPanelRows), 16, [&](int64_t begin, int64_t end) {
-    dense_scores(call.head.dense(), queries, begin * kPanelRows, std::min(end * kPanelRows, rows),
-                 call.isa);
-  });
-  call.executor.run(std::ssize(queries), [&](int64_t i) {
-    float* row = queries[static_cast<size_t>(i)].scores;
-    const float best = greatest(row, rows, call.isa);
-    const double total = exponentials(row, rows, best, call.isa);
-    scale_values(row, rows, static_cast<float>(1 / total), call.isa);
-  });
-}
-
 }  // namespace
 
 void linear_softmax(const Head& head, const float* hidden, int64_t count, float* probabilities,
                     const Executor& executor, Isa isa) {
   if (count == 0) return;
-  thread_local std::vector<char> done;
-  done.assign(static_cast<size_t>(count), 0);
+  std::vector<char> done(static_cast<size_t>(count), 0);
   const SerialExecutor serial;
-  const Executor& one = serial;
   const bool small = head.rows() * head.depth() < kParallelWork / count;
-  const Call call{head, hidden, probabilities, small ? one : executor, isa, done.data()};
-  if (head.packed()) {
-    // A few queries tell whether the others are worth a scan: flat distributions come together.
-    const int64_t probe = count > 2 * kProbe ? kProbe : count;
-    scan_queries(call, 0, probe);
-    const bool worth = 2 * std::count(call.done, call.done + probe, 1) >= probe;
-    if (worth) scan_queries(call, probe, count - probe);
+  const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
+  if (head.packed() && count <= kScanned) {
+    thread_local Workspace workspace;
+    Scan(head, hidden, probabilities, used, isa, workspace).run(count, done.data());
   }
-  finish_densely(call, count);
+  std::vector<SoftmaxQuery> left;
+  for (int64_t i = 0; i < count; ++i) {
+    if (done[static_cast<size_t>(i)]) continue;
+    left.push_back({hidden + i * head.depth(), probabilities + i * head.rows()});
+  }
+  dense_softmax(head.dense(), left, used, isa);
 }
 
 }  // namespace qcompile

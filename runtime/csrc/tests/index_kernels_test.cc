@@ -190,11 +190,15 @@ void test_fp32_kernels(int64_t rows, int64_t depth, int64_t count) {
   std::vector<std::vector<float>> results;
   for (Isa isa : supported_isas()) {
     std::vector<float> scores(static_cast<size_t>(count * rows));
-    std::vector<DenseQuery> queries;
+    std::vector<const float*> hidden;
+    std::vector<float*> targets;
     for (int64_t i = 0; i < count; ++i) {
-      queries.push_back({x.data() + i * depth, scores.data() + i * rows});
+      hidden.push_back(x.data() + i * depth);
+      targets.push_back(scores.data() + i * rows);
     }
-    dense_scores(layer.dense, queries, 0, rows, isa);
+    DenseQueries queries;
+    queries.assign(hidden, depth);
+    dense_scores(layer.dense, queries, 0, rows, targets, isa);
     const std::vector<double> wide(x.begin(), x.begin() + depth);
     for (int64_t row = 0; row < rows; ++row) {
       scores.push_back(score_kernel(isa)(layer.dense, row, wide.data()));
