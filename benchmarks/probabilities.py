@@ -171,15 +171,27 @@ def draw(rows: list[Row]) -> Table:
     table = Table(title=f"the {K} best probabilities, one thread, median milliseconds of a call")
     for title in ("head", "queries", "batch", "onnxruntime", "LinearSoftmax + TopK"):
         table.add_column(title, justify="left" if title in ("head", "queries") else "right")
-    for title in ("LinearTopK, log_sum", "speed-up", "LinearTopK alone", "error of log p"):
+    for title in ("LinearTopK, log_sum", "of onnxruntime", "LinearTopK alone", "error of log p"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(
             *(row.head, row.queries, str(row.batch), f"{row.onnxruntime_ms:.3f}"),
-            *(f"{row.all_ms:.3f}", f"{row.best_ms:.3f}", f"{row.all_ms / row.best_ms:.2f} ×"),
+            *(f"{row.all_ms:.3f}", f"{row.best_ms:.3f}"),
+            f"{row.onnxruntime_ms / row.best_ms:.2f} ×",
             *(f"{row.scores_ms:.3f}", f"{row.log_error:.1e}"),
         )
     return table
+
+
+def bar(rows: list[Row], queries: str, batch: int) -> dict[str, object]:
+    """Return how much faster than onnxruntime the k best are, on the head where they are least."""
+    least = min(
+        row.onnxruntime_ms / row.best_ms
+        for row in rows
+        if row.queries == queries and row.batch == batch
+    )
+    name = f"least speed-up over onnxruntime, {queries} queries, batch {batch}"
+    return {"name": name, "value": round(least, 3), "target": 1.0, "ok": least >= 1.0}
 
 
 def main() -> int:
@@ -192,16 +204,10 @@ def main() -> int:
         options.heads or (["w20"] if options.quick else ["w20", "w200", "w670"]), options.quick
     )
     Console(width=130 if not sys.stdout.isatty() else None).print(draw(rows))
-    real = [row.all_ms / row.best_ms for row in rows if row.queries == "real"]
-    flat = [row.all_ms / row.best_ms for row in rows if row.queries == "flat"]
-    bars = [
-        {"name": f"least speed-up over all probabilities, {name} queries", "value": round(v, 3),
-         "target": 1.0, "ok": v >= 1.0}
-        for name, v in (("real", min(real)), ("flat", min(flat)))
-    ]  # fmt: skip
-    for bar in bars:
-        verdict = "ok" if bar["ok"] else "FAILED"
-        print(f"{verdict:<6} {bar['name']}: {bar['value']} (at least {bar['target']})")
+    bars = [bar(rows, queries, batch) for queries in ("real", "flat") for batch in (1, 64)]
+    for one in bars:
+        verdict = "ok" if one["ok"] else "FAILED"
+        print(f"{verdict:<6} {one['name']}: {one['value']} (at least {one['target']})")
     return record(options.json, ("onnxruntime", "numpy"), rows, bars)
 
 
