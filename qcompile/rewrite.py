@@ -1,4 +1,4 @@
-"""``transform``: a first-order torch model in, quadratic neurons and a sparse output layer out."""
+"""``transform``: a torch model in, quadratic neurons, a sparse output layer, fused products out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qcompile.config import LSH, MEMORY_LEVELS, Quadratic
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
 from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
+from qcompile.passes.fx.fuse_hadamard import FuseHadamard
 from qcompile.passes.fx.inputs import Inputs
 from qcompile.passes.fx.layers import ROOT
 from qcompile.passes.fx.merge_parallel import MergeParallel
@@ -48,6 +49,7 @@ def transform(
     memory: int | str | None = None,
     memory_budget: int | str | None = None,
     memory_options: Mapping[str, Any] | None = None,
+    fuse: bool = False,
     example_inputs: Any = None,
     strict: bool = False,
     inplace: bool = False,
@@ -76,6 +78,9 @@ def transform(
         memory_budget: bytes, or text such as ``4GiB`` or ``500MB``.
         memory_options: how the model is trained, such as ``{"optimizer": "adam"}``; see
             :func:`qcompile.memory.fit_memory`.
+        fuse: compute products of linear layers, quadratic layers and the gated layers of
+            transformers among them, by one operator each, which has a kernel on GPUs. Done last;
+            parameters and their names stay. Nothing else needs to be asked for.
         example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments.
             Needed where ``torch.fx.symbolic_trace`` fails, and to count operations.
         strict: raise where something that was asked for is not done, instead of warning.
@@ -101,9 +106,13 @@ def transform(
         configs = _quadratics(quadratic, **options, memory=None if automatic else memory)
         result, report = work, Report()
         if quadratic is not None or sparse_output or not automatic:
-            result, report = _rewrite(work, configs, _sparse(sparse_output), example_inputs)
+            steps = configs, _sparse(sparse_output), fuse and not automatic
+            result, report = _rewrite(work, *steps, example_inputs)
         if automatic:
             report.notes.append(_fit(result, memory_budget, example_inputs, memory_options))
+        if automatic and fuse:  # layers that recompute are not fused
+            result, fused = _rewrite(result, [], [], True, example_inputs)
+            report.extend(fused)
         if strict and report.problems:
             raise PassError(" ".join(report.problems))
     except BaseException:
@@ -123,6 +132,7 @@ def explain(
     batch_norm: str | None = None,
     activation: str | None = None,
     memory: int | None = None,
+    fuse: bool = False,
     example_inputs: Any = None,
 ) -> Report:
     """Return the report that :func:`transform` would give, and leave the model as it was.
@@ -137,7 +147,7 @@ def explain(
     try:
         options = {"batch_norm": batch_norm, "activation": activation, "memory": memory}
         configs = _quadratics(quadratic, **options)
-        return _rewrite(model, configs, _sparse(sparse_output), example_inputs)[1]
+        return _rewrite(model, configs, _sparse(sparse_output), fuse, example_inputs)[1]
     finally:
         before.restore()
 
@@ -166,24 +176,28 @@ def merge_parallel(model: nn.Module) -> nn.Module:
 
 
 def _rewrite(
-    model: nn.Module, configs: list[Quadratic], sparse: list[LSH], example: Any
+    model: nn.Module, configs: list[Quadratic], sparse: list[LSH], fuse: bool, example: Any
 ) -> tuple[nn.Module, Report]:
     """Measure, trace, run the passes, measure again."""
-    if not configs and not sparse:
+    if not configs and not sparse and not fuse:
         raise ConfigurationError(
-            "transform was asked for nothing: give quadratic=, a form such as 'Quadra', or "
-            "sparse_output=, True or a qcompile.LSH."
+            "transform was asked for nothing: give quadratic=, a form such as 'Quadra', "
+            "sparse_output=, True or a qcompile.LSH, or fuse=True."
         )
     inputs = Inputs.of(example)
     report = Report()
     before, hooks = _measure_first(model, inputs, report)
-    traced = trace(model, inputs, before, hooks=hooks)
-    report.notes += _describe(traced)
-    # Sparse layers go first: what they take is no longer there to become quadratic.
-    steps: list[Pass[nn.Module]] = [SubstituteOutput(lsh, traced) for lsh in sparse]
-    steps += [SubstituteHidden(lsh, traced) for lsh in sparse]
+    steps: list[Pass[nn.Module]] = []
+    if configs or sparse:
+        traced = trace(model, inputs, before, hooks=hooks)
+        report.notes += _describe(traced)
+        # Sparse layers go first: what they take is no longer there to become quadratic.
+        steps += [SubstituteOutput(lsh, traced) for lsh in sparse]
+        steps += [SubstituteHidden(lsh, traced) for lsh in sparse]
     if configs:
         steps.append(SubstituteQuadratic(configs, traced))
+    if fuse:
+        steps.append(FuseHadamard())
     outcome = PassManager(steps)(model)
     report.extend(outcome.report)
     _drop_repeats(report)
@@ -316,6 +330,8 @@ class _Snapshot:
             vars(module).update(attributes)
             module._modules.clear()
             module._modules.update(children)
+            if isinstance(module, fx.GraphModule):
+                module.recompile()
 
 
 def _measure_first(

@@ -22,6 +22,7 @@ __all__ = [
     "find_layers",
     "hooks_of",
     "obstacle",
+    "obstacle_of_type",
     "replace_modules",
 ]
 
@@ -135,10 +136,11 @@ def _has_weight_matrix(module: nn.Module) -> bool:
 def obstacle(layer: Layer) -> str | None:
     """Say why a first-order layer cannot be exchanged without losing something, if it cannot."""
     module = layer.module
-    return _obstacle_of_type(module) or _obstacle_of_state(module) or _obstacle_of_use(layer)
+    return obstacle_of_type(module) or _obstacle_of_state(module) or _obstacle_of_use(layer)
 
 
-def _obstacle_of_type(module: nn.Module) -> str | None:
+def obstacle_of_type(module: nn.Module) -> str | None:
+    """Say why a module's class does not compute what a first-order layer does, if it does not."""
     if not isinstance(module, FIRST_ORDER):
         return f"{type(module).__name__} has no counterpart"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):

@@ -36,7 +36,9 @@ __all__ = [
     "SYMBOLIC",
     "Failure",
     "Inputs",
+    "Scalar",
     "Trace",
+    "fixed_arguments",
     "full_copy",
     "locate",
     "scratch_copy",
@@ -201,11 +203,11 @@ class _LeafTracer(fx.Tracer):
 
 def _symbolic(model: nn.Module, inputs: Inputs | None) -> Dataflow:
     tracer = _LeafTracer()
-    graph = tracer.trace(model, concrete_args=_fixed_arguments(model, inputs))
+    graph = tracer.trace(model, concrete_args=fixed_arguments(model, inputs))
     return read_graph(graph, model, {})
 
 
-def _fixed_arguments(model: nn.Module, inputs: Inputs | None) -> dict[str, Scalar]:
+def fixed_arguments(model: nn.Module, inputs: Inputs | None) -> dict[str, Scalar]:
     """Return arguments that keep their default, or the plain value that the example gives.
 
     Left open, ``if mask is not None`` would follow the branch of a call that passes a mask.

@@ -1,0 +1,282 @@
+"""Makes one operator of the linear layers of a product and the element-wise operations behind them.
+
+    act_fn(gate_proj(x)) * up_proj(x)     →  quadratic_linear(x, …, form="T4", gate="silu")
+    a(x) * b(x) + c(x)                    →  quadratic_linear(x, …, form="Quadra")
+    QuadraticLinear(n, N, form="T2_4")    →  quadratic_linear(x, …, form="T2_4")
+
+Every module's own forward is searched, so that it does not matter whether the model as a whole can
+be traced. Layers stay where they are, and so do their parameters; the module whose forward computes
+the product calls the operator with their weights. See :mod:`qcompile.fused` for what happens when
+such a layer changes later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import operator
+import textwrap
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompile.fused import Fusion, Part, fuse, fusion_of, parameter_types, unfuse
+from qcompile.passes.base import Pass, PassResult
+from qcompile.passes.fx.hadamard_sites import Refusal, Site, find_sites
+from qcompile.passes.fx.layers import ROOT
+from qcompile.passes.fx.linear_branches import Branch
+from qcompile.passes.fx.own_forward import OwnForward, trace_own_forward
+from qcompile.passes.fx.tracing import locate, scratch_copy
+from qcompile.report import Entry, Report
+from qcompile.triton_kernels.quadratic_linear.op import quadratic_linear
+
+__all__ = ["ALREADY", "FuseHadamard", "fuse_again"]
+
+ALREADY = "already fused"
+
+
+class FuseHadamard(Pass[nn.Module]):
+    """Fuses products of linear layers into calls of one operator.
+
+    A module that is fused changes its class to one of the same name derived from it; the graph of
+    a ``GraphModule`` is rewritten. A model that has been fused comes back as it is.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name that reports and errors use."""
+        return "fuse"
+
+    def call(self, model: nn.Module) -> PassResult[nn.Module]:
+        """Fuse, and report each product of linear layers."""
+        report = Report()
+        try:
+            copied = scratch_copy(model)
+        except Exception as error:  # an attribute may refuse with anything at all
+            report.problems.append(f"{self.name}: {locate('copying the model', error, model)}")
+            return PassResult(model, False, report)
+        copies = dict(copied.named_modules())
+        unknown: Counter[str] = Counter()
+        for name, module in model.named_modules():
+            if not _is_searched(module):
+                continue
+            try:
+                found = _fuse_module(module, copies[name])
+            except Exception as error:  # a module's forward may raise anything at all
+                if any(isinstance(child, nn.Linear) for child in module.children()):
+                    unknown[f"{type(module).__name__} ({_short(error)})"] += 1
+                continue
+            report.entries += [self._entry(name, module, *what) for what in found]
+        if unknown:
+            listed = "; ".join(f"{count} × {what}" for what, count in unknown.items())
+            report.notes.append(f"not searched for products, as torch.fx cannot follow: {listed}")
+        if not report.modified and all(entry.reason != ALREADY for entry in report.entries):
+            report.problems.append(f"{self.name}: {report.summary()}.")
+        return PassResult(model, report.modified, report)
+
+    def _entry(self, name: str, module: nn.Module, status: Any, reason: str) -> Entry:
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return Entry(
+            pass_name=self.name,
+            name=name or ROOT,
+            kind=type(module).__name__,
+            status=status,
+            reason=reason,
+            parameters=(count, count),
+        )
+
+
+def fuse_again(module: nn.Module) -> None:
+    """Fuse one module whose fusion was lost, as it is when a model is pickled."""
+    _fuse_module(module, scratch_copy(module))
+
+
+def _is_searched(module: nn.Module) -> bool:
+    """Return whether a module may compute a product of layers in a forward of its own."""
+    from qcompile.nn.quadratic import QuadraticBlock, QuadraticLinear
+
+    if isinstance(module, torch.jit.ScriptModule) or not any(True for _ in module.parameters()):
+        return False
+    kind = type(module)
+    if kind.__module__.startswith("qcompile."):
+        return isinstance(module, QuadraticLinear | QuadraticBlock)
+    has_forward = kind.forward is not nn.Module.forward
+    return has_forward and not kind.__module__.startswith("torch.nn.")
+
+
+def _obstacle(module: Any) -> str:
+    """Say why a quadratic layer is left alone, if it is."""
+    from qcompile.nn.quadratic import QuadraticBlock, QuadraticLinear
+
+    if isinstance(module, QuadraticBlock):
+        return "a block computes its branches apart"
+    if isinstance(module, QuadraticLinear) and module.has_bilinear:
+        return f"{module.form} has xᵀWx, which the operator does not compute"
+    if isinstance(module, QuadraticLinear) and module.memory:
+        return f"memory={module.memory} has its own way of computing the layer"
+    return ""
+
+
+def _short(error: Exception) -> str:
+    """Return the first sentence of an error."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line.partition(". ")[0], 100, placeholder=" …")
+
+
+Outcome = tuple[str, str]
+"""Status and reason, as a report enters them."""
+
+
+def _fuse_module(module: nn.Module, copied: nn.Module) -> list[Outcome]:
+    """Fuse what a module's own forward computes, and say what was done with each product.
+
+    Args:
+        module: changed in place.
+        copied: a copy without hooks, to trace.
+
+    Raises:
+        Exception: whatever the forward raises when it is traced.
+    """
+    if "forward" in vars(module):
+        raise ValueError("its forward was replaced on the instance")
+    reason = _obstacle(module)
+    if reason:
+        return [("skipped", reason)]
+    if isinstance(module, fx.GraphModule):
+        return _fuse_graph(module)
+    earlier = fusion_of(module)
+    change = "" if earlier is None else earlier.misfit(module)
+    if earlier is not None and not change:
+        return [("skipped", ALREADY)]
+    unfuse(module)
+    unfuse(copied)
+    try:
+        found = _fuse_forward(module, copied)
+    finally:
+        if earlier is not None and fusion_of(module) is None:
+            fuse(module, earlier)  # it runs the original forward as long as it does not fit
+    if change and not any(status == "rewritten" for status, _ in found):
+        found.append(("skipped", f"fused before, but {change}: its original forward runs"))
+    return found
+
+
+def _fuse_graph(module: fx.GraphModule) -> list[Outcome]:
+    graph = copy.deepcopy(module.graph)
+    sites = find_sites(graph, module)
+    if any(isinstance(found, Site) for found in sites):
+        _rewrite_all(graph, sites)
+        module.graph = graph
+    return [*_calls(graph, sites), *(_outcome(found) for found in sites)]
+
+
+def _fuse_forward(module: nn.Module, copied: nn.Module) -> list[Outcome]:
+    mode = module.training
+    own = {mode: trace_own_forward(copied, module, mode)}
+    with contextlib.suppress(
+        Exception
+    ):  # a forward that fails in the other mode is not fused there
+        own[not mode] = trace_own_forward(copied, module, not mode)
+    sites = {key: find_sites(traced.graph, module) for key, traced in own.items()}
+    outcomes = [*_calls(own[mode].graph, sites[mode]), *(_outcome(found) for found in sites[mode])]
+    fused = {
+        key: traced
+        for key, traced in own.items()
+        if any(isinstance(found, Site) for found in sites[key])
+    }
+    if not fused:
+        return outcomes
+    chosen = [found for key in fused for found in sites[key] if isinstance(found, Site)]
+    fusion = _fusion(module, fused, chosen)
+    for key, traced in fused.items():
+        _rewrite_all(traced.graph, sites[key])
+        compiled: Any = fx.GraphModule(module, traced.graph, type(module).__name__)
+        fusion.forwards[key] = type(compiled).forward
+    fuse(module, fusion)
+    only = "training" if not mode else "evaluation"
+    if mode not in fused:
+        outcomes += [
+            ("rewritten", f"{_outcome(found)[1]}, in {only} mode only")
+            for found in sites[not mode]
+            if isinstance(found, Site)
+        ]
+    return outcomes
+
+
+def _fusion(module: nn.Module, fused: dict[bool, OwnForward], sites: list[Site]) -> Fusion:
+    """Record what the rewritten forwards take for granted."""
+    parts: dict[str, None] = {}
+    attributes: dict[tuple[str, str], Any] = {}
+    for traced in fused.values():
+        parts |= dict.fromkeys(traced.inlined)
+        attributes |= traced.attributes
+    for site in sites:
+        called = [str(node.target) for node in site.nodes if node.op == "call_module"]
+        parts |= dict.fromkeys(sorted(called))
+    branches = [branch for site in sites for branch in site.branches]
+    names = [name for branch in branches for name in (branch.weight, branch.bias) if name]
+    first = next(iter(fused.values()))
+    typed = any(traced.reads_types for traced in fused.values())
+    return Fusion(
+        forwards={True: None, False: None},
+        arguments=first.arguments,
+        fixed=first.fixed,
+        parts=tuple(Part.of(module, name) for name in parts),
+        parameters=tuple(dict.fromkeys(names)),
+        attributes=attributes,
+        types=parameter_types(module) if typed else None,
+    )
+
+
+def _calls(graph: fx.Graph, sites: list[Site | Refusal]) -> list[Outcome]:
+    """Report the calls of the operator that were there before."""
+    count = sum(node.target is quadratic_linear for node in graph.nodes)
+    new = sum(isinstance(found, Site) for found in sites)
+    return [("skipped", ALREADY)] * max(0, count - new)
+
+
+def _outcome(found: Site | Refusal) -> Outcome:
+    if isinstance(found, Refusal):
+        return "skipped", f"{found.layers}: {found.reason}"
+    gate = f", {found.gate} gate" if found.gate != "none" else ""
+    activation = f", {found.activation}" if found.activation != "none" else ""
+    return "rewritten", f"{found.layers} fused: {found.form}{gate}{activation}"
+
+
+def _rewrite_all(graph: fx.Graph, sites: list[Site | Refusal]) -> None:
+    for found in sites:
+        if isinstance(found, Site):
+            _rewrite(graph, found)
+    graph.lint()
+
+
+def _rewrite(graph: fx.Graph, site: Site) -> None:
+    """Put one call in the place of a site's nodes."""
+
+    def read(branch: Branch, name: str) -> fx.Node | None:
+        if not name:
+            return None
+        tensor = graph.get_attr(name)
+        if branch.rows == (0, branch.height):
+            return tensor
+        return graph.call_function(operator.getitem, (tensor, slice(*branch.rows)))
+
+    branches: list[Branch | None] = [*site.branches, None, None][:3]
+    with graph.inserting_before(site.final):
+        weights = [None if branch is None else read(branch, branch.weight) for branch in branches]
+        biases = [None if branch is None else read(branch, branch.bias) for branch in branches]
+        options: dict[str, Any] = {
+            "form": site.form,
+            "gate": site.gate,
+            "activation": site.activation,
+        }
+        call = graph.call_function(quadratic_linear, (site.source, *weights, *biases), options)
+    call.meta = dict(site.final.meta)
+    site.final.replace_all_uses_with(call)
+    for node in reversed([node for node in graph.nodes if node in site.nodes]):
+        sources = node.all_input_nodes
+        graph.erase_node(node)
+        for source in sources:
+            if source.op == "get_attr" and not source.users:
+                graph.erase_node(source)
