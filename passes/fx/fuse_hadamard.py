@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from qcompile.fused import Fusion, Part, fuse, fusion_of, parameter_types, unfuse
 from qcompile.passes.base import Pass, PassResult
@@ -77,7 +78,7 @@ class FuseHadamard(Pass[nn.Module]):
         return PassResult(model, report.modified, report)
 
     def _entry(self, name: str, module: nn.Module, status: Any, reason: str) -> Entry:
-        count = sum(parameter.numel() for parameter in module.parameters())
+        count = sum(p.numel() for p in module.parameters() if not is_lazy(p))
         return Entry(
             pass_name=self.name,
             name=name or ROOT,

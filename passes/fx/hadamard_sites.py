@@ -118,8 +118,9 @@ class _Finder:
         nodes = frozenset({node, *first.nodes, *second.nodes})
         branches = (a,) if form == "T3" else (a, b)
         site = Site(form, first.gate, "none", branches, a.source, node, nodes)
-        reason = self._obstacle(site)
-        return Refusal(labels, reason) if reason else self._with_addend(site)
+        wider = self._with_addend(site)
+        reason = "" if wider else self._obstacle(site)
+        return Refusal(labels, reason) if reason else wider or site
 
     def _factors(self, node: fx.Node) -> tuple[Factor, Factor] | None:
         """Return the factors of a product, if both come from linear layers."""
@@ -186,25 +187,27 @@ class _Finder:
                 return f"{node.name} changes a value in place between the layers"
         return ""
 
-    def _with_addend(self, site: Site) -> Site:
+    def _with_addend(self, site: Site) -> Site | None:
         """Take in a third linear layer that is added to the product, if there is one."""
         user = _only_user(site.final)
-        if user is None or operation(self._module, user) != "add" or _has_out(user):
-            return site
+        adds = user is not None and operation(self._module, user) == "add" and not _has_out(user)
+        if user is None or not adds or site.form == "T3":  # beside a square: a product more
+            return None
         operands = argument(user, 0, "input"), argument(user, 1, "other")
-        other = operands[1] if operands[0] is site.final else operands[0]
-        found = self._branches.at(other)
+        found = self._branches.at(operands[1] if operands[0] is site.final else operands[0])
         if not isinstance(found, Branch) or argument(user, 2, "alpha", 1) != 1:
-            return site
+            return None
         nodes = {*site.nodes, *found.nodes, user}
-        form, a = "Quadra", site.branches[0]
+        form, first = "Quadra", site.branches[0]
         if self._square(found.source) is site.source:
             form, nodes = "T2_4", {*nodes, found.source}
             found = replace(found, source=site.source)
-        branches = (a, site.branches[-1], found)
+        branches = (first, site.branches[-1], found)
         wider = replace(site, form=form, branches=branches, final=user, nodes=frozenset(nodes))
-        fits = not self._mismatch(a, found) and not self._obstacle(wider)
-        return wider if fits and not self._taken & wider.nodes else site
+        fits = found.value not in site.nodes and not self._mismatch(first, found)
+        return (
+            wider if fits and not self._taken & wider.nodes and not self._obstacle(wider) else None
+        )
 
     def _of_square(self, node: fx.Node) -> Site | Refusal | None:
         """Read a linear layer of x∘x."""

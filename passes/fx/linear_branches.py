@@ -218,26 +218,36 @@ class Branches:
         child: Any = self.module.get_submodule(label)
         if not isinstance(child, nn.Linear) and not _is_like_linear(child):
             return None
-        source = argument(node, 0, "input")
         reason = _obstacle(child)
-        if reason or not isinstance(source, fx.Node):
-            return Factor(label, reason=f"{label}: {reason or 'it is given a constant'}")
+        if reason:
+            return Factor(label, reason=f"{label}: {reason}")
         bias = f"{label}.bias" if child.bias is not None else ""
-        return _branch(node, source, child.weight, f"{label}.weight", bias, label)
+        return self._branch(node, child.weight, f"{label}.weight", bias, label)
 
     def _of_function(self, node: fx.Node) -> Branch | Factor | None:
-        source = argument(node, 0, "input")
         weight = self._parameter(argument(node, 1, "weight"))
         given = argument(node, 2, "bias")
         bias = "" if given is None else self._parameter(given)
-        if not isinstance(source, fx.Node):
-            return None
         if weight is None or bias is None:
             return Factor("linear", reason="linear takes a weight or bias that is no parameter")
         tensor = self.module.get_parameter(weight)
         if is_traceable_wrapper_subclass(tensor):
             return Factor(weight, reason=f"{weight} is of a tensor class of its own")
-        return _branch(node, source, tensor, weight, bias, weight)
+        return self._branch(node, tensor, weight, bias, weight)
+
+    def _branch(
+        self, node: fx.Node, tensor: torch.Tensor, weight: str, bias: str, label: str
+    ) -> Branch | None:
+        nodes = [node]
+        source = argument(node, 0, "input")
+        while isinstance(source, fx.Node) and self._step(source) == ("", ""):
+            nodes.append(source)  # nn.Identity
+            source = argument(source, 0, "input")
+        if not isinstance(source, fx.Node):
+            return None
+        rows = (0, len(tensor))
+        kind = tensor.dtype, tensor.device
+        return Branch(node, source, weight, bias, rows, rows[1], kind, tuple(nodes), label)
 
     def _parameter(self, node: Any) -> str | None:
         if not isinstance(node, fx.Node) or node.op != "get_attr":
@@ -275,14 +285,6 @@ class Branches:
         first, last = blocks[index]
         rows = whole.rows[0] + first, whole.rows[0] + last
         return whole.part(node, rows, pieces, node)
-
-
-def _branch(
-    node: fx.Node, source: fx.Node, tensor: torch.Tensor, weight: str, bias: str, label: str
-) -> Branch:
-    kind = tensor.dtype, tensor.device
-    rows = (0, len(tensor))
-    return Branch(node, source, weight, bias, rows, rows[1], kind, (node,), label)
 
 
 def _sliced(whole: Branch, node: fx.Node, block: slice) -> Branch | None:

@@ -11,6 +11,7 @@ attributes and the arguments that were left at their defaults.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from qcompile.fused import call_hooks_of
 from qcompile.passes.fx.tracing import Scalar, fixed_arguments
@@ -37,6 +39,12 @@ _OWN = frozenset(dir(nn.Module()))
 
 _PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
 """Types of attributes that can be compared after a model has been copied."""
+
+
+_IN_PLACE = frozenset(
+    {f"__i{name}__" for name in ("add", "div", "floordiv", "mul", "pow", "sub", "truediv")}
+    | {"__iand__", "__ior__", "__ixor__", "__setitem__"}
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def trace_own_forward(module: nn.Module, original: nn.Module, training: bool) ->
     fixed = fixed_arguments(module, None)
     try:
         module.training = training
-        with _watched(module, original, tracer):
+        with _watched(module, original, tracer), _RefuseChanges():
             graph = tracer.trace(module, concrete_args=fixed)
         stored = [
             name
@@ -115,8 +123,20 @@ def _drop_fixed(graph: fx.Graph, module: nn.Module, fixed: dict[str, Scalar]) ->
     return names
 
 
-class _TypedProxy(fx.Proxy):
+class _Proxy(fx.Proxy):
     """A value whose type is known where it comes from a layer that has one."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Refuse ``isinstance``, which would be answered as for no tensor.
+
+        Built-in functions of torch ask, too, whatever they are called from.
+        """
+        caller = sys._getframe(1)
+        room = caller.f_globals.get("__name__", "").partition(".")[0]
+        if "isinstance" in caller.f_code.co_names and room not in ("torch", "qcompile"):
+            raise TypeError("it asks for the class of a value")
+        return type(self)
 
     @property
     def dtype(self) -> Any:
@@ -124,6 +144,19 @@ class _TypedProxy(fx.Proxy):
         tracer: Any = self.tracer
         known = tracer.type_of(self.node)
         return fx.proxy.Attribute(self, "dtype") if known is None else known
+
+
+class _RefuseChanges(TorchFunctionMode):
+    """Refuses to change real tensors, which a trace would do once instead of recording it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(getattr(func, "__name__", ""))
+        in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+        if in_place and args and isinstance(args[0], torch.Tensor):
+            raise ValueError(f"it changes a tensor in place, by {name}")
+        return func(*args, **(kwargs or {}))
 
 
 class _Tracer(fx.Tracer):
@@ -146,7 +179,11 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node."""
-        return _TypedProxy(node, self)
+        return _Proxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Answer with the tensor itself, of which a forward may ask anything."""
+        return attr_val
 
     def type_of(self, node: fx.Node) -> torch.dtype | None:
         """Return the type that a value has if the inputs are of the layers' type."""
