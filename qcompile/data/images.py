@@ -43,7 +43,8 @@ def load(source: str | os.PathLike[str] | None = None) -> ImageSet:
     if cifar.is_cifar(folder):
         return cifar.read_cifar(folder)
     hint = (
-        "install Debian's package dataset-fashion-mnist, or name a folder"
+        "install Debian's package (apt-get install dataset-fashion-mnist), or name a folder with "
+        "its four files"
         if folder == FASHION_MNIST
         else f"expected {idx.EXPECTED} (Fashion-MNIST, MNIST), {cifar.EXPECTED}"
     )
