@@ -58,7 +58,22 @@ void CellChoice::choose(const Query& query, const EncodedQueries& encoded) {
   list_all();
   score();
   while (!take(probes) && probes < index_->cells()) probes = std::min(2 * probes, index_->cells());
+  if (search_->sum) weigh();
 }
+
+// All cells are listed, so each has its score at its own place.
+void CellChoice::weigh() {
+  masses_.resize(static_cast<size_t>(index_->cells()));
+  const double norm = query_->norm, factor = 0.5 * search_->variance * norm * norm;
+  for (size_t cell = 0; cell < masses_.size(); ++cell) {
+    const double spread = index_->spread()[cell];
+    const double mass = static_cast<double>(cell_scores_[cell]) + index_->mass()[cell];
+    masses_[cell] = finite_float(mass + factor * spread * spread);
+  }
+  for (uint64_t key : cells_) leave_out(key);
+}
+
+PieceSum CellChoice::rest() { return sum_piece(masses_.data(), std::ssize(masses_), isa_); }
 
 std::span<const uint64_t> CellChoice::others(float least) {
   for (uint64_t key : cells_) cell_scores_[place_of(key)] = -kInfinity;

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
 #include "index/best_scores.h"
 #include "index/cells.h"
+#include "index/piece_sum.h"
 #include "index/query.h"
 
 namespace qcompile {
@@ -24,13 +26,20 @@ class CellChoice {
   // With a guard, and once: rank keys of the bounds of all cells that were not chosen and reach
   // `least`, the greatest first.
   std::span<const uint64_t> others(float least);
+  // With `sum`, and once: what the cells that were not chosen add to the partition function; see
+  // CellIndex::mass(). Without those that leave_out() names.
+  PieceSum rest();
+  void leave_out(uint64_t key) { masses_[place_of(key)] = -std::numeric_limits<float>::infinity(); }
 
  private:
-  bool search_all() const { return search_->guard > 0 || search_->groups >= index_->groups(); }
+  bool search_all() const {
+    return search_->guard > 0 || search_->sum || search_->groups >= index_->groups();
+  }
   void list_groups();
   void list_all();
   void score();
   bool take(int64_t probes);
+  void weigh();
   void deviate(int64_t first, int64_t count, float factor, float* scores) const;
 
   const CellIndex* index_ = nullptr;
@@ -43,6 +52,7 @@ class CellChoice {
   std::vector<int32_t> list_;         // of blocks of centroids
   std::vector<float> cell_scores_;    // of those
   std::vector<float> promises_;       // the same with the spread that counts
+  std::vector<float> masses_;         // with `sum`, of all cells, theirs added to the score
   std::vector<uint64_t> cells_, others_;
   BestScores best_;
 };

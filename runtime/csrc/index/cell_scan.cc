@@ -18,6 +18,7 @@ void CellScan::start(const CellIndex& index, const EncodedQueries& queries, Isa 
   index_ = &index;
   queries_ = queries;
   kernel_ = cell_kernel(isa);
+  isa_ = isa;
   visits_.clear();
   if (std::ssize(waiting_) < queries.count) waiting_.resize(static_cast<size_t>(queries.count));
 }
@@ -28,7 +29,8 @@ void CellScan::ask(int64_t query, std::span<const uint64_t> cells) {
   }
 }
 
-void CellScan::run(BestScores* best) {
+void CellScan::run(BestScores* best, PieceSum* sums) {
+  sums_ = sums;
   divide();
   for (const Part& part : parts_) {
     if (part.askers > 1) scan_together(part, best);
@@ -160,7 +162,11 @@ float* CellScan::add(Waiting& waiting, const BlockList& blocks) {
 void CellScan::offer(int64_t query, BestScores& best) {
   Waiting& waiting = waiting_[static_cast<size_t>(query)];
   if (!waiting.list.empty()) {
-    best.add(waiting.scores.data(), waiting.list.data(), std::ssize(waiting.list));
+    const int64_t listed = std::ssize(waiting.list);
+    best.add(waiting.scores.data(), waiting.list.data(), listed);
+    if (sums_ != nullptr) {
+      accumulate(sums_[query], sum_piece(waiting.scores.data(), listed * kBlockRows, isa_));
+    }
   }
   waiting.list.clear();
 }

@@ -8,6 +8,7 @@
 
 #include "index/best_scores.h"
 #include "index/cells.h"
+#include "index/piece_sum.h"
 
 namespace qcompile {
 
@@ -21,7 +22,8 @@ class CellScan {
   // Lets `query` search cells, named by the places of rank keys.
   void ask(int64_t query, std::span<const uint64_t> cells);
   // Offers the scores of all rows in cells asked for so far to the best of each query [count].
-  void run(BestScores* best);
+  // Unless it is null, `sums` [count] get their exponentials added.
+  void run(BestScores* best, PieceSum* sums);
 
  private:
   struct Visit {
@@ -53,6 +55,8 @@ class CellScan {
   const CellIndex* index_ = nullptr;
   EncodedQueries queries_{};
   CellKernel kernel_ = nullptr;
+  Isa isa_ = Isa::kScalar;
+  PieceSum* sums_ = nullptr;
   std::vector<Visit> visits_, sorted_, alone_;
   std::vector<int32_t> next_;  // of each cell, a place in sorted_
   std::vector<int32_t> list_;  // of blocks of rows

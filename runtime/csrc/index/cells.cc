@@ -84,7 +84,7 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
   }
   check_figures();
   check_places();
-  spread_biases();
+  sum_up_biases();
   row_terms_.resize(static_cast<size_t>(arrays.blocks));
   std::vector<float> norms(static_cast<size_t>(arrays.blocks));
   parallel_for(executor, arrays.blocks, 256, [&](int64_t begin, int64_t end) {
@@ -113,21 +113,23 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
       terms_of(arrays.group_centroids, groups(), steps(), arrays.group_scale, arrays.group_bias);
 }
 
-void CellIndex::spread_biases() {
+void CellIndex::sum_up_biases() {
   for (int64_t cell = 0; cell < cells(); ++cell) {
-    double squares = 0;
-    int64_t finite = 0;
+    double squares = 0, most = -kInfinity;
+    std::vector<double> apart;  // from what the cell's score has of them
     for (int64_t place = int64_t{arrays_.offsets[cell]} * kBlockRows;
          place < int64_t{arrays_.offsets[cell + 1]} * kBlockRows; ++place) {
       const int32_t id = arrays_.row_ids[place];
       if (id < 0 || !std::isfinite(dense_.bias[id])) continue;
-      const double apart = static_cast<double>(dense_.bias[id]) - arrays_.cell_bias[cell];
-      squares += apart * apart;
-      ++finite;
+      apart.push_back(static_cast<double>(dense_.bias[id]) - arrays_.cell_bias[cell]);
+      squares += apart.back() * apart.back();
+      most = std::max(most, apart.back());
     }
-    const double spread = std::sqrt(squares / static_cast<double>(std::max<int64_t>(finite, 1)));
-    bias_spread_.push_back(static_cast<float>(
-        std::min(spread, static_cast<double>(std::numeric_limits<float>::max()))));
+    const auto finite = static_cast<double>(std::max<size_t>(apart.size(), 1));
+    bias_spread_.push_back(finite_float(std::sqrt(squares / finite)));
+    double sum = 0;
+    for (double each : apart) sum += std::exp(each - most);
+    mass_.push_back(apart.empty() ? -kInfinity : finite_float(most + std::log(sum)));
   }
 }
 

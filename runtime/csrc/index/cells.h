@@ -58,6 +58,10 @@ class CellIndex {
   const float* spread() const { return arrays_.cell_spread; }
   // How far the finite biases of a cell's rows spread about what its score has of them.
   const float* bias_spread() const { return bias_spread_.data(); }
+  // The logarithm of the sum of the exponentials of a cell's biases, less what its score has of
+  // them: added to its score it says what the cell adds to the partition function if its weights do
+  // not spread. Minus infinity for a cell of nothing.
+  const float* mass() const { return mass_.data(); }
   // The greatest of all rows, for the error bound in index/query.h.
   float error() const { return error_; }
   float norm() const { return norm_; }
@@ -67,7 +71,7 @@ class CellIndex {
  private:
   void check_figures() const;
   void check_places();
-  void spread_biases();
+  void sum_up_biases();
 
   Dense dense_;
   CellArrays arrays_;
@@ -75,7 +79,7 @@ class CellIndex {
   std::vector<BlockTerms> centroid_terms_;
   std::vector<BlockTerms> group_terms_;
   std::vector<int32_t> sizes_;
-  std::vector<float> bias_spread_;
+  std::vector<float> bias_spread_, mass_;
   float error_ = 0, norm_ = 0;
 };
 
@@ -90,6 +94,12 @@ struct CellSearch {
   // Further cells are searched while one's score, with this multiple of its spread, reaches the
   // k-th best score found; 0 searches none.
   float guard = 0;
+  // Whether the partition function is wanted, to which every cell adds: their scores are needed, so
+  // cells are looked for in all groups.
+  bool sum = false;
+  // How much the spread of a cell's weights counts in its part of the partition function: with 1 as
+  // if scores in a cell were normally distributed, and its rows spread alike in every direction.
+  float variance = 1;
 };
 
 // The k largest scores of rows in the cells of the greatest scores, for each of `count` hidden
@@ -99,8 +109,15 @@ struct CellSearch {
 // which fewer than k rows have a score above minus infinity, gets what linear_top_k finds. The
 // result does not depend on the instruction set, the number of threads or the other vectors. Throws
 // std::invalid_argument unless 1 <= k <= rows.
+//
+// With `sum` the logarithm of the partition function goes into log_sums [count]: of the final
+// scores of the rows that get one, of the int8 scores of the others in the cells that are searched,
+// and for the rest
+// what the cells' scores and `variance` say. That is an estimate without a
+// bound, and may depend on the other vectors as far as sums in another order do. It is NaN or
+// infinite where the greatest score is.
 void cells_top_k(const CellIndex& index, const CellSearch& search, const float* hidden,
-                 int64_t count, float* scores, int64_t* ids, const Executor& executor,
-                 Isa isa = best_matrix_isa());
+                 int64_t count, float* scores, int64_t* ids, float* log_sums,
+                 const Executor& executor, Isa isa = best_matrix_isa());
 
 }  // namespace qcompile

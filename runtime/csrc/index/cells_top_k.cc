@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -7,6 +8,7 @@
 #include "index/cell_choice.h"
 #include "index/cell_scan.h"
 #include "index/cells.h"
+#include "index/log_sum.h"
 #include "index/operators.h"
 #include "index/query.h"
 #include "index/rescore.h"
@@ -27,20 +29,24 @@ class Search {
   // Up to kTogether queries x [count, depth], one with a guard; done [count] is false where every
   // score has to be computed.
   void run(const CellIndex& index, const CellSearch& search, Isa isa, const float* x, int64_t count,
-           float* scores, int64_t* ids, char* done) {
+           float* scores, int64_t* ids, float* log_sums, char* done) {
     index_ = &index;
     search_ = &search;
     isa_ = isa;
     x_ = x;
     encode_all(count);
     choose(count);
-    scan_.run(best_);
+    std::fill_n(sums_, count, PieceSum{-std::numeric_limits<float>::infinity(), 0});
+    scan_.run(best_, sums());
     if (search.guard > 0) widen();
     // While the rows of one query are scored those of the next are on their way.
     std::fill_n(done, count, char{0});
     for (int64_t i = 0; i <= count; ++i) {
       if (i < count) find_rows(i);
-      if (i > 0) done[i - 1] = write(i - 1, scores + (i - 1) * search.k, ids + (i - 1) * search.k);
+      if (i == 0) continue;
+      const int64_t query = i - 1;
+      done[query] = write(query, scores + query * search.k, ids + query * search.k);
+      if (done[query] && search.sum) log_sums[query] = log_sum(query, scores[query * search.k]);
     }
   }
 
@@ -73,6 +79,7 @@ class Search {
       if (!queries_[i].finite) continue;
       choice_.choose(queries_[i], encoded(i, 1));
       scan_.ask(i, choice_.cells());
+      if (search_->sum && search_->guard == 0) rest_[i] = choice_.rest();
     }
   }
 
@@ -84,9 +91,11 @@ class Search {
     for (uint64_t key : choice_.others(least)) {
       if (score_of(key) < least) break;
       scan_.ask(0, {&key, 1});
-      scan_.run(best_);
+      scan_.run(best_, sums());
       least = best_[0].kth_best();
+      if (search_->sum) choice_.leave_out(key);
     }
+    if (search_->sum) rest_[0] = choice_.rest();
   }
 
   void find_rows(int64_t query) {
@@ -97,8 +106,26 @@ class Search {
       const int32_t row = index_->id(place_of(key));
       if (row < 0) continue;
       prefetch_row(index_->dense(), row);
-      rows.push_back({0, row});
+      rows.push_back({score_of(key), row});
     }
+    if (search_->sum) add_scores(query, -1);
+  }
+
+  // Adds the exponentials of the scores that rows have now, or takes them out of the sum.
+  void add_scores(int64_t query, double sign) {
+    exponents_.clear();
+    for (const Ranked& row : rows_[query % 2]) exponents_.push_back(row.score);
+    PieceSum sum = sum_piece(exponents_.data(), std::ssize(exponents_), isa_);
+    sum.sum *= sign;
+    accumulate(sums_[query], sum);
+  }
+
+  // `best` is the greatest score.
+  float log_sum(int64_t query, float best) {
+    if (!std::isfinite(best)) return best;
+    add_scores(query, 1);
+    accumulate(sums_[query], rest_[query]);
+    return static_cast<float>(sums_[query].shift + std::log(sums_[query].sum));
   }
 
   bool write(int64_t query, float* scores, int64_t* ids) {
@@ -109,6 +136,8 @@ class Search {
     write_best(dense, doubled_.data(), rows, search_->k, scores, ids, isa_);
     return true;
   }
+
+  PieceSum* sums() { return search_->sum ? sums_ : nullptr; }
 
   const CellIndex* index_ = nullptr;
   const CellSearch* search_ = nullptr;
@@ -122,12 +151,16 @@ class Search {
   CellScan scan_;
   std::vector<Ranked> rows_[2];
   std::vector<double> doubled_;
+  // With `sum`: what the rows scored add to the partition function, and the cells not searched.
+  PieceSum sums_[kTogether], rest_[kTogether];
+  std::vector<float> exponents_;
 };
 
 }  // namespace
 
 void cells_top_k(const CellIndex& index, const CellSearch& search, const float* hidden,
-                 int64_t count, float* scores, int64_t* ids, const Executor& executor, Isa isa) {
+                 int64_t count, float* scores, int64_t* ids, float* log_sums,
+                 const Executor& executor, Isa isa) {
   const Dense& dense = index.dense();
   if (search.k < 1 || search.k > dense.rows) {
     throw std::invalid_argument("k is " + std::to_string(search.k) + ", expected 1 to " +
@@ -141,13 +174,18 @@ void cells_top_k(const CellIndex& index, const CellSearch& search, const float* 
     const int64_t together = search.guard > 0 ? 1 : kTogether;
     for (int64_t i = begin; i < end; i += together) {
       some.run(index, search, isa, hidden + i * dense.depth, std::min(together, end - i),
-               scores + i * search.k, ids + i * search.k, done.data() + i);
+               scores + i * search.k, ids + i * search.k, search.sum ? log_sums + i : nullptr,
+               done.data() + i);
     }
   });
   for (int64_t i = 0; i < count; ++i) {
     if (done[static_cast<size_t>(i)]) continue;
-    linear_top_k(Head(dense), hidden + i * dense.depth, 1, search.k, scores + i * search.k,
-                 ids + i * search.k, executor, isa);
+    const float* x = hidden + i * dense.depth;
+    float* best = scores + i * search.k;
+    linear_top_k(Head(dense), x, 1, search.k, best, ids + i * search.k, executor, isa);
+    if (!search.sum) continue;
+    const DenseSum sum{x, best[0], log_sums + i};
+    dense_log_sums(dense, {&sum, 1}, executor, isa);
   }
 }
 

@@ -49,7 +49,7 @@ void dense_softmax(const Dense& dense, std::span<const SoftmaxQuery> queries,
   executor.run(std::ssize(queries), [&](int64_t i) {
     const auto query = static_cast<size_t>(i);
     PieceSum whole{-std::numeric_limits<float>::infinity(), 0};
-    for (size_t at = query; at < sums.size(); at += count) add(whole, sums[at]);
+    for (size_t at = query; at < sums.size(); at += count) accumulate(whole, sums[at]);
     if (!(whole.sum > 0)) return plain_softmax(dense, queries[query], isa);
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t first = piece * kPieceRows, last = std::min(first + kPieceRows, dense.rows);

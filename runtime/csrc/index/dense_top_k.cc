@@ -147,7 +147,7 @@ class DensePass {
   float log_sum(int64_t query) const {
     PieceSum whole{-kInfinity, 0};
     for (int64_t i = 0; i < pieces(); ++i) {
-      add(whole, sums_[static_cast<size_t>(i * count_ + query)]);
+      accumulate(whole, sums_[static_cast<size_t>(i * count_ + query)]);
     }
     return static_cast<float>(whole.shift + std::log(whole.sum));
   }

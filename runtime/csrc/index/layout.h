@@ -2,7 +2,9 @@
 // Its ground truth is runtime/reference/index.py.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "core/isa.h"
 #include "core/parallel.h"
@@ -21,6 +23,12 @@ inline constexpr int64_t step_count(int64_t depth) { return ceil_div(depth, kBlo
 
 // value, at least, as a normal float; positive infinity if there is none.
 float round_up(double value);
+
+// The finite float nearest to a value that is a number.
+inline float finite_float(double value) {
+  constexpr double kMost = std::numeric_limits<float>::max();
+  return static_cast<float>(std::clamp(value, -kMost, kMost));
+}
 
 // Quantises count values to scale * q with |q| <= 127 and scale = max|value| / 127, or to zeros
 // with scale 0 where that is no normal number. Returns an upper bound of the residual's Euclidean

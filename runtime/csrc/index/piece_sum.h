@@ -30,7 +30,7 @@ inline PieceSum sum_piece(float* scores, int64_t count, Isa isa) {
 }
 
 // Puts the pieces of one query together; a sum that is NaN stays so.
-inline void add(PieceSum& whole, const PieceSum& piece) {
+inline void accumulate(PieceSum& whole, const PieceSum& piece) {
   if (piece.sum == 0) return;
   const float shift = std::max(whole.shift, piece.shift);
   const auto weight = [shift](const PieceSum& part) {

@@ -77,8 +77,8 @@ LinearTopK::LinearTopK(const NodeInfo& info)
     reject("attribute " + std::string(attribute) + " is " + std::to_string(value) +
            ", expected at least 1");
   };
-  const auto factor = [&](const char* attribute) {
-    const float value = info.float_attribute(attribute, 0);
+  const auto factor = [&](const char* attribute, float fallback) {
+    const float value = info.float_attribute(attribute, fallback);
     if (value >= 0 && std::isfinite(value)) return value;
     reject("attribute " + std::string(attribute) + " is " + std::to_string(value) +
            ", expected a finite value >= 0");
@@ -87,8 +87,10 @@ LinearTopK::LinearTopK(const NodeInfo& info)
              .probes = count("probes", 32),
              .groups = count("groups", 16),
              .rescore = count("rescore", 32),
-             .spread = factor("spread"),
-             .guard = factor("guard")};
+             .spread = factor("spread", 0),
+             .guard = factor("guard", 0),
+             .sum = log_sum_,
+             .variance = factor("variance", 1)};
   if (&mode == &kCells) read_cells(info);
   // A sum over every row has no use for tables.
   if (&mode == &kLsh && !log_sum_) read_tables(info);
@@ -206,11 +208,14 @@ void LinearTopK::compute(OrtKernelContext* context) const {
     }
     auto* scores = static_cast<float*>(output(context, kScores, shape, k));
     auto* ids = static_cast<int64_t*>(output(context, kIds, shape, k));
+    float* log_sums = nullptr;
+    if (log_sum_) log_sums = static_cast<float*>(output(context, kLogSum, shape, 1));
+    if (cells_) {
+      return cells_top_k(*cells_, search_, hidden, count, scores, ids, log_sums, executor);
+    }
     if (log_sum_) {
-      auto* log_sums = static_cast<float*>(output(context, kLogSum, shape, 1));
       return linear_top_k_log_sum(head, hidden, count, k, scores, ids, log_sums, executor);
     }
-    if (cells_) return cells_top_k(*cells_, search_, hidden, count, scores, ids, executor);
     if (hashed_) {
       const HashedSearch search{.k = k, .probes = search_.probes, .rescore = search_.rescore};
       return hashed_top_k(*hashed_, search, hidden, count, scores, ids, executor);

@@ -103,7 +103,8 @@ class PyCells {
   }
 
   nb::tuple top_k(ArrayIn<float> hidden, int64_t k, int64_t probes, int64_t rescore, float spread,
-                  float guard, int64_t groups, const std::string& isa, int threads) const {
+                  float guard, int64_t groups, bool log_sum, float variance, const std::string& isa,
+                  int threads) const {
     require_shape("hidden", hidden, {-1, index_->dense().depth});
     const int64_t rows = index_->dense().rows;
     if (k < 1 || k > rows) {
@@ -112,6 +113,7 @@ class PyCells {
     const size_t count = hidden.shape(0), width = static_cast<size_t>(k);
     std::vector<float> scores(count * width);
     std::vector<int64_t> ids(count * width);
+    std::vector<float> log_sums(log_sum ? count : 0);
     without_gil([&] {
       cells_top_k(*index_,
                   {.k = k,
@@ -119,10 +121,17 @@ class PyCells {
                    .groups = groups,
                    .rescore = rescore,
                    .spread = spread,
-                   .guard = guard},
+                   .guard = guard,
+                   .sum = log_sum,
+                   .variance = variance},
                   hidden.data(), static_cast<int64_t>(count), scores.data(), ids.data(),
-                  OpenMPExecutor(threads), choose(isa));
+                  log_sums.data(), OpenMPExecutor(threads), choose(isa));
     });
+    if (log_sum) {
+      return nb::make_tuple(to_array(std::move(scores), {count, width}),
+                            to_array(std::move(ids), {count, width}),
+                            to_array(std::move(log_sums), {count, size_t{1}}));
+    }
     return nb::make_tuple(to_array(std::move(scores), {count, width}),
                           to_array(std::move(ids), {count, width}));
   }
@@ -157,9 +166,10 @@ void bind_cells(nb::module_& module) {
            nb::arg("group_bias").noconvert(), nb::arg("group_spread").noconvert())
       .def("top_k", &PyCells::top_k, nb::arg("hidden").noconvert(), nb::arg("k"), nb::kw_only(),
            nb::arg("probes"), nb::arg("rescore") = 32, nb::arg("spread") = 0.0f,
-           nb::arg("guard") = 0.0f, nb::arg("groups") = 16, nb::arg("isa") = "auto",
-           nb::arg("threads") = 1,
-           "The k best scores found, and their ids, [B, k], of hidden [B, d].");
+           nb::arg("guard") = 0.0f, nb::arg("groups") = 16, nb::arg("log_sum") = false,
+           nb::arg("variance") = 1.0f, nb::arg("isa") = "auto", nb::arg("threads") = 1,
+           "The k best scores found, and their ids, [B, k], of hidden [B, d]; with log_sum the "
+           "logarithm of the partition function, too, [B, 1].");
 }
 
 }  // namespace qcompile

@@ -1,5 +1,6 @@
 // Search in cells on threads, and indexes from hostile files; answers are tested from Python.
 #include <algorithm>
+#include <cmath>
 
 #include "index/build_cells.h"
 #include "index/cells.h"
@@ -44,6 +45,7 @@ struct CellLayer {
 struct Found {
   std::vector<float> scores;
   std::vector<int64_t> ids;
+  std::vector<float> log_sums;
   bool operator==(const Found&) const = default;
 };
 
@@ -51,9 +53,10 @@ Found search(const CellIndex& index, const CellSearch& how, const std::vector<fl
              const Executor& executor, Isa isa) {
   const auto count = static_cast<int64_t>(hidden.size()) / index.dense().depth;
   Found found{std::vector<float>(static_cast<size_t>(count * how.k)),
-              std::vector<int64_t>(static_cast<size_t>(count * how.k))};
-  cells_top_k(index, how, hidden.data(), count, found.scores.data(), found.ids.data(), executor,
-              isa);
+              std::vector<int64_t>(static_cast<size_t>(count * how.k)),
+              std::vector<float>(static_cast<size_t>(how.sum ? count : 0))};
+  cells_top_k(index, how, hidden.data(), count, found.scores.data(), found.ids.data(),
+              found.log_sums.data(), executor, isa);
   return found;
 }
 
@@ -80,6 +83,50 @@ void test_same_on_any_number_of_threads() {
       });
     }
     for (std::thread& caller : callers) caller.join();
+  }
+}
+
+double exact_log_sum(const CellLayer& layer, const float* x) {
+  std::vector<double> scores;
+  for (int64_t row = 0; row < layer.dense.rows; ++row) {
+    double score = layer.bias[static_cast<size_t>(row)];
+    for (int64_t j = 0; j < layer.dense.depth; ++j) {
+      score += static_cast<double>(layer.weight[static_cast<size_t>(row * layer.dense.depth + j)]) *
+               x[j];
+    }
+    scores.push_back(score);
+  }
+  const double most = *std::ranges::max_element(scores);
+  double sum = 0;
+  for (double score : scores) sum += std::exp(score - most);
+  return most + std::log(sum);
+}
+
+// The more cells are searched and rows scored, the nearer it comes to the partition function.
+void test_partition_function() {
+  constexpr int64_t kRows = 3001, kDepth = 30, kCount = 33;
+  const CellLayer layer(kRows, kDepth, 200);
+  const CellIndex index(layer.dense, layer.arrays(), SerialExecutor());
+  const std::vector<float> hidden = normal_values(kCount * kDepth, 5, 0.25f);
+  struct Case {
+    int64_t probes, rescore;
+    float guard;
+    double most;
+  };
+  for (const Case& one : {Case{20, 30, 0, 0.1}, Case{20, 30, 1, 0.1}, Case{200, 30, 0, 0.01}}) {
+    CellSearch how{
+        .k = 5, .probes = one.probes, .groups = 1000, .rescore = one.rescore, .guard = one.guard};
+    const Found plain = search(index, how, hidden, SerialExecutor(), Isa::kScalar);
+    how.sum = true;
+    how.groups = 1;  // makes no difference
+    for (Isa isa : supported_isas()) {
+      const Found found = search(index, how, hidden, ThreadExecutor(3), isa);
+      for (int64_t i = 0; i < kCount; ++i) {
+        const double exact = exact_log_sum(layer, hidden.data() + i * kDepth);
+        EXPECT(std::fabs(found.log_sums[static_cast<size_t>(i)] - exact) <= one.most);
+      }
+      EXPECT(found.scores == plain.scores && found.ids == plain.ids);
+    }
   }
 }
 
@@ -149,7 +196,8 @@ void test_mutated_indexes(int runs) {
                            .probes = static_cast<int64_t>(1 + random() % 30),
                            .groups = static_cast<int64_t>(1 + random() % 8),
                            .rescore = static_cast<int64_t>(1 + random() % 40),
-                           .guard = static_cast<float>(random() % 3)};
+                           .guard = static_cast<float>(random() % 3),
+                           .sum = random() % 2 == 0};
       const Isa isa = isas[random() % isas.size()];
       for (int64_t id : search(index, how, hidden, SerialExecutor(), isa).ids) {
         EXPECT(id >= 0 && id < 301);
@@ -167,5 +215,6 @@ void test_mutated_indexes(int runs) {
 
 int main() {
   qcompile::test_same_on_any_number_of_threads();
+  qcompile::test_partition_function();
   qcompile::test_mutated_indexes(20'000);
 }
