@@ -96,10 +96,14 @@ LINEAR_TOP_K = Operator(
         ("k", 1),
         ("mode", "exact"),
         ("probes", 32),  # cells: how many are searched; lsh: buckets of each table, at most 1024
-        ("groups", 16),  # cells: how many groups of them are looked through; all with a guard
+        (
+            "groups",
+            16,
+        ),  # cells: how many groups of them are looked through; all with a guard or sum
         ("rescore", 32),  # candidates that are scored in fp32, at least k
         ("spread", 0.0),  # cells: how much of its spread counts for a cell
         ("guard", 0.0),  # cells: 0, or how many spreads above its score a cell may reach
+        ("variance", 1.0),  # cells: how much the spread of one that is not searched adds to log_sum
         ("family", "dwta"),  # lsh: simhash, wta, dwta or doph
         ("tables", 1),  # lsh: L
         ("hashes", 1),  # lsh: K, codes of one key
@@ -118,8 +122,10 @@ LINEAR_TOP_K = Operator(
   [B, ceil(d/4), 16, 4] and ``scale`` and ``error`` are [16 B];
 * ``lsh``: those that share most buckets of hash tables with the hidden vector.
 
-``exp(scores - log_sum)`` are probabilities. A node that has ``log_sum`` answers in mode ``lsh`` as
-in mode ``exact``: every row has a part in the sum, and the tables say nothing of most.
+``exp(scores - log_sum)`` are probabilities. In mode ``cells`` ``log_sum`` is an estimate: a cell
+that is not searched counts for what its centroid, its biases and its spread say. A node that has it
+answers in mode ``lsh`` as in mode ``exact``: every row has a part in the sum, and the tables say
+nothing of most.
 """
 
 TOP_K_INPUTS = {

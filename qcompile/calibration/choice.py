@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qcompile.calibration.recall import CONFIDENCE, Recall
 from qcompile.runtime.index import Index
 
@@ -26,6 +29,30 @@ class Trial:
     milliseconds: float | None = None
 
 
+@dataclass(frozen=True)
+class LogError:
+    """How far the logarithm of a probability is off where the partition function is estimated.
+
+    Args:
+        median: of the absolute error, over queries.
+        high: what 99 % of them do not exceed.
+        largest: of all of them.
+        queries: how many.
+    """
+
+    median: float
+    high: float
+    largest: float
+    queries: int
+
+    @classmethod
+    def of(cls, estimated: NDArray[np.float32], exact: NDArray[np.float32]) -> LogError:
+        """Compare logarithms of the partition function, [n] each; those not finite are left out."""
+        errors = np.abs(estimated.astype(np.float64) - exact)[np.isfinite(exact)]
+        median, high, largest = np.quantile(errors, (0.5, 0.99, 1)) if len(errors) else (0, 0, 0)
+        return cls(float(median), float(high), float(largest), len(errors))
+
+
 @dataclass
 class Choice:
     """The index to serve, and why.
@@ -43,6 +70,7 @@ class Choice:
         needed: queries without a miss that could prove the promise, if they were independent.
         bytes: of the index, besides weight and bias.
         seed: of the clusters and of the division in halves.
+        log_error: of probabilities, on the queries that judge, where they are estimated.
     """
 
     index: Index
@@ -55,6 +83,7 @@ class Choice:
     needed: int | None = None
     bytes: int = 0
     seed: int = 0
+    log_error: LogError | None = None
 
     @property
     def recall(self) -> Recall:
@@ -74,6 +103,7 @@ class Choice:
             "milliseconds": self.milliseconds,
             "bytes": self.bytes,
             "seed": self.seed,
+            "log_error": self.log_error and asdict(self.log_error),
             "reason": self.reason,
             "trials": [asdict(trial) for trial in self.trials],
         }
@@ -83,8 +113,10 @@ class Choice:
         settings = ", ".join(f"{name}={value}" for name, value in self.index.attributes.items())
         found = self.recall
         proof = "" if self.proven else "; the sample is too small to prove it"
+        error = self.log_error
+        apart = f"; probabilities off by {error.high:.2%} in 99 % of cases" if error else ""
         return (
             f"{self.index.mode}{f' ({settings})' if settings else ''}, {self.reason}: recall@"
             f"{found.at} {found.mean:.4f} ({found.low:.4f} to {found.high:.4f}), promised "
-            f"{self.promised}{proof}"
+            f"{self.promised}{proof}{apart}"
         )

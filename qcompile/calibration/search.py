@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.calibration.choice import Choice, Trial
+from qcompile.calibration.choice import Choice, LogError, Trial
 from qcompile.calibration.queries import Queries
 from qcompile.calibration.recall import Recall, queries_needed, recall, shares
 from qcompile.calibration.tables import Tables
@@ -47,6 +47,13 @@ _WIDE, _WIDE_LSH = 64, 2048
 _MOST_PROBES_LSH = 64
 """Buckets of each hash table beyond which reading all classes is cheaper."""
 
+_LEAST_PROBES_OF_SUM = 16
+"""Cells that are searched where the partition function is estimated: it is not worth much if fewer
+of the probable classes are read."""
+
+_VARIANCES = (0.0, 0.25, 0.5, 1.0)
+"""Values of ``variance`` that are tried then."""
+
 _WORTH = 0.97
 """An approximate layer has to be faster than the exact scan by this factor."""
 
@@ -69,6 +76,8 @@ class Task:
         seed: of the clusters.
         modes: of ``LinearTopK``, those that may be chosen beside the exact scan.
         tables: hash tables for mode ``lsh``.
+        log_sum: whether the layer hands out the logarithm of its partition function, too, which
+            mode ``cells`` alone estimates.
     """
 
     weight: NDArray[np.float32]
@@ -82,6 +91,7 @@ class Task:
     seed: int = 0
     modes: Sequence[str] = ("cells",)
     tables: Tables | None = None
+    log_sum: bool = False
 
 
 class _Setting(NamedTuple):
@@ -116,7 +126,7 @@ class _Search:
         self, task: Task, folder: Path, say: Say, bar: Callable[[str, float], None]
     ) -> None:
         self.task, self.say, self.bar = task, say, bar
-        self.trials = Trials(task.weight, task.bias, task.k, folder)
+        self.trials = Trials(task.weight, task.bias, task.k, folder, task.log_sum)
         self.exact = self.trials.session(task.exact)
         say("scoring the calibration queries exactly")
         self.proposing = task.proposing.all[:MOST_PROPOSING]
@@ -124,6 +134,8 @@ class _Search:
         self.judging = task.judging.all
         self.best_proposing = self.trials.answers(self.exact, self.proposing)
         self.best_judging = self.trials.answers(self.exact, self.judging)
+        if task.log_sum:
+            self.sums_proposing = self.trials.log_sums(self.exact, self.proposing)
 
     def run(self) -> Choice:
         task = self.task
@@ -161,7 +173,25 @@ class _Search:
             needed=queries_needed(task.promised),
             bytes=proposal.nbytes,
             seed=task.seed,
+            log_error=self._log_error(sessions[1 + fastest]),
         )
+
+    def _log_error(self, session: Session) -> LogError | None:
+        """Compare the estimated partition function with the exact one."""
+        if not self.task.log_sum:
+            return None
+        found, right = (self.trials.log_sums(s, self.judging) for s in (session, self.exact))
+        return LogError.of(found, right)
+
+    def _with_variance(self, index: Index) -> Index:
+        """Let the estimate of the partition function be off by as little as may be."""
+
+        def error(variance: float) -> float:
+            tried = index.with_attributes(variance=variance, probes=_LEAST_PROBES_OF_SUM)
+            found = self.trials.log_sums(self.trials.session(tried), self.proposing)
+            return LogError.of(found, self.sums_proposing).high
+
+        return index.with_attributes(variance=min(_VARIANCES, key=error))
 
     def _indexes(self) -> Iterator[Index]:
         """Build the indexes that may be chosen, one after the other."""
@@ -171,14 +201,15 @@ class _Search:
             for cells in sorted(
                 {min(rows, math.ceil(n * math.sqrt(rows))) for n in _CELLS_PER_ROOT}
             ):
-                yield build_cells(
+                index = build_cells(
                     task.weight,
                     task.bias,
                     cells=cells,
                     seed=task.seed,
                     progress=lambda part: self.bar("dividing the classes into cells", part),
                 ).with_attributes(guard=task.guard)
-        if "lsh" in task.modes and task.tables is not None:
+                yield self._with_variance(index) if task.log_sum else index
+        if "lsh" in task.modes and task.tables is not None and not task.log_sum:
             self.say("putting the classes into hash tables")
             yield task.tables.build(task.weight, task.exact)
 
@@ -229,6 +260,8 @@ class _Search:
                     return
 
         rungs = list(_rungs(most))
+        if task.log_sum:
+            rungs = [rung for rung in rungs if rung >= min(most, _LEAST_PROBES_OF_SUM)]
         low, high = 0, len(rungs)
         while low < high:
             middle = (low + high) // 2
@@ -236,8 +269,9 @@ class _Search:
                 high = middle
             else:
                 low = middle + 1
-        # With a guard all groups are looked through.
-        groups = [all_groups] if task.guard > 0 else sorted({*_rungs(all_groups), all_groups})
+        # With a guard, or for a sum over all cells, all groups are looked through.
+        every = task.guard > 0 or task.log_sum
+        groups = [all_groups] if every else sorted({*_rungs(all_groups), all_groups})
         widths = list(_widths(task.k, wide, 2.0 if hashed else 1.5))
         chosen: dict[_Setting, None] = {}
         safer = 0

@@ -9,7 +9,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompile import ops
 from qcompile.passes.onnx.head import attributes_of, top_k_model
 from qcompile.running.sessions import Session
 from qcompile.runtime.index import Index
@@ -26,14 +25,21 @@ class Trials:
         bias: float32 [N].
         k: how many answers.
         folder: where the files go; whose caller removes it.
+        log_sum: whether the layer hands out the logarithm of its partition function, too.
     """
 
     def __init__(
-        self, weight: NDArray[np.float32], bias: NDArray[np.float32], k: int, folder: Path
+        self,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        k: int,
+        folder: Path,
+        log_sum: bool = False,
     ) -> None:
         self.weight = weight
         self.bias = bias
         self.k = k
+        self.log_sum = log_sum
         self._folder = folder
         self._written: dict[int, tuple[Index, onnx.ModelProto]] = {}
         self._count = 0
@@ -51,8 +57,17 @@ class Trials:
 
     def answers(self, session: Session, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores that the layer hands out for queries [n, d], float32 [n, k]."""
+        return self._output("scores", session, queries)
+
+    def log_sums(self, session: Session, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logarithms of the partition function for queries [n, d], float32 [n]."""
+        return self._output("log_sum", session, queries)[:, 0]
+
+    def _output(
+        self, name: str, session: Session, queries: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         parts = [
-            session.run({"hidden": queries[start : start + _BATCH]})[ops.LINEAR_TOP_K.outputs[0]]
+            session.run({"hidden": queries[start : start + _BATCH]})[name]
             for start in range(0, len(queries), _BATCH)
         ]
         return np.concatenate(parts)
@@ -63,7 +78,7 @@ class Trials:
         if key not in self._written:
             number = len(self._written)
             path = self._folder / f"index-{number}.onnx"
-            model = top_k_model(self.weight, self.bias, self.k, index)
+            model = top_k_model(self.weight, self.bias, self.k, index, log_sum=self.log_sum)
             ir.save(model, path, external_data=f"index-{number}.data")
             # The index is kept, so that no other arrays get its identity.
             self._written[key] = (index, onnx.load(path, load_external_data=False))

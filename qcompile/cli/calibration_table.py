@@ -19,6 +19,11 @@ def recall_figures(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     figures["recall promised"] = f"{told['promised']}{proof}"
     for recall in told["recall"]:
         figures[f"recall@{recall['at']}"] = _interval(recall)
+    if error := told.get("log_error"):
+        figures["log probability off by"] = (
+            f"{error['median']:.2g} (median), {error['high']:.2g} (99 %), {error['largest']:.2g} "
+            f"(largest of {error['queries']:,} queries)"
+        )
     for mode, milliseconds in told["milliseconds"].items():
         figures[f"layer alone, {mode}"] = f"{milliseconds:.4f} ms"
     return figures

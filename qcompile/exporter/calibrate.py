@@ -83,7 +83,7 @@ def keep(
         DataError: the inputs are too few, or give NaN.
     """
     nodes = {str(node.name): node for node in model.graph}
-    best = _best(heads, report)
+    best = _best(heads, promise.mode, report)
     if not best:
         return {}
     proposing, judging = halves(promise.calls, promise.seed)
@@ -108,6 +108,7 @@ def keep(
             seed=promise.seed,
             modes=MODES[1:] if promise.mode is None else (promise.mode,),
             tables=_tables_of(node, promise.tables),
+            log_sum=bool(head.distribution),
         )
         choice = search(task, where, say, lambda line, part: say(f"{line}: {part:.0%}"))
         if choice.index.mode != "exact":
@@ -139,7 +140,7 @@ def set_mode(
         ConfigurationError: there are no hash tables for a layer.
     """
     nodes = {str(node.name): node for node in model.graph}
-    for head in _best(heads, report):
+    for head in _best(heads, mode, report):
         node = nodes[head.node]
         weight, bias = _array(node.inputs[1]), _array(node.inputs[2])
         if mode == "cells":
@@ -170,15 +171,18 @@ def check_mode(mode: str | None) -> None:
         choose("mode", mode, MODES)
 
 
-def _best(heads: Sequence[Head], report: Report) -> list[Head]:
-    """Return the layers that hand out their best; the report tells of the others."""
-    best = [head for head in heads if head.became == ops.LINEAR_TOP_K.name]
+def _best(heads: Sequence[Head], mode: str | None, report: Report) -> list[Head]:
+    """Return the layers that may leave scores out; the report tells of the others."""
+    best = []
     for head in heads:
-        if head not in best:
-            report.notes.append(
-                f"{head.name!r} stays exact: {head.became} needs every score, and only a layer "
-                "that hands out the best scores themselves (top_k) may leave some out"
-            )
+        if not head.became.startswith(ops.LINEAR_TOP_K.name):
+            reason = "only a layer that hands out its best (top_k) may leave some out"
+        elif head.distribution and mode == "lsh":
+            reason = "hash tables tell of few, and mode cells alone estimates the others' sum"
+        else:
+            best.append(head)
+            continue
+        report.notes.append(f"{head.name!r} stays exact: {head.became} needs every score; {reason}")
     return best
 
 

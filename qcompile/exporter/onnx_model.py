@@ -275,6 +275,7 @@ def expectations(
             "step": head.step,
             "inexact": head.inexact,
             "approximate": head.mode != "exact",
+            "estimated": head.mode == "cells" and bool(head.distribution),
         }
         if top_k is not None:
             scores, ids = head.results_after

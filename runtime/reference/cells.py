@@ -13,7 +13,7 @@ norm. Only the centroids of the groups of the greatest scores are looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +57,62 @@ def cells_top_k(
     scores = np.empty((len(hidden), k), np.float32)
     ids = np.empty((len(hidden), k), np.int64)
     for i, x in enumerate(hidden):
-        rows = search.rows_of(x, probes, groups, np.float32(spread), np.float32(guard))
-        if len(rows) < k:
-            rows = np.arange(len(weight))
+        found = search.find(x, probes, groups, np.float32(spread), np.float32(guard))
+        rows = np.arange(len(weight)) if found is None or len(found.rows) < k else found.rows
         scores[i], best = head.linear_top_k(x, weight[rows], bias[rows], k)
         ids[i] = rows[best]
     return scores, ids
+
+
+def cells_log_sum(
+    hidden: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    arrays: Arrays,
+    k: int,
+    *,
+    probes: int = 32,
+    rescore: int = 32,
+    spread: float = 0.0,
+    guard: float = 0.0,
+    variance: float = 1.0,
+) -> NDArray[np.float64]:
+    """Return the estimated logarithm of the partition function, [B, 1].
+
+    Args are those of :func:`cells_top_k`, and
+
+        variance: how much the spread of a cell that is not searched counts.
+    """
+    search = _Search(weight, bias, arrays, k, max(k, rescore))
+    every = np.arange(len(weight))
+    results = np.empty((len(hidden), 1))
+    for i, x in enumerate(hidden):
+        found = search.find(x, probes, len(search.groups), np.float32(spread), np.float32(guard))
+        if found is None or len(found.rows) < k:
+            results[i] = _log_sum(head.linear_top_k(x, weight, bias, len(every))[0])
+            continue
+        final = head.linear_top_k(x, weight[found.rows], bias[found.rows], len(found.rows))[0]
+        others = found.searched & ~np.isin(search.row_ids, found.rows)
+        cells = np.setdiff1d(np.arange(len(found.cell_score)), search.cell_of[found.searched])
+        rest = [_log_sum(bias[search.row_ids[search.cell_of == cell]]) for cell in cells]
+        rest += found.cell_score[cells] - arrays["cell_bias"][cells].astype(np.float64)
+        rest += 0.5 * variance * (_norm(x) * arrays["cell_spread"][cells].astype(np.float64)) ** 2
+        results[i] = _log_sum(np.concatenate([final, found.row_score[others], rest]))
+    return results
+
+
+def _log_sum(values: NDArray[Any]) -> np.float64:
+    if not len(values) or values.max() == -np.inf:
+        return np.float64(-np.inf)
+    most = np.float64(values.max())
+    return most + np.log(np.exp(values.astype(np.float64) - most).sum())
+
+
+class _Found(NamedTuple):
+    rows: NDArray[np.int64]  # to be scored in fp32, ascending
+    searched: NDArray[np.bool_]  # places whose cells were searched
+    row_score: NDArray[np.float32]  # int8 scores of all places
+    cell_score: NDArray[np.float32]
 
 
 class _Search:
@@ -100,19 +150,19 @@ class _Search:
         counts = np.maximum(np.bincount(of, minlength=cells), 1)
         self.bias_spread = _as_float(np.sqrt(squares / counts))
 
-    def rows_of(
+    def find(
         self,
         x: NDArray[np.float32],
         probes: int,
         groups: int,
         spread: np.float32,
         guard: np.float32,
-    ) -> NDArray[np.int64]:
-        """Return the rows to be scored in fp32, ascending; none for a vector without a norm."""
+    ) -> _Found | None:
+        """Search the best cells; ``None`` for a vector without a norm."""
         arrays = self.arrays
         norm = _norm(x)
         if not np.isfinite(norm):
-            return np.empty(0, np.int64)
+            return None
         query = pack(x[None])
         values, scale = unpack(merge(query.packed), 1, len(x))[0], query.scale[0]
         cell_score = _scores(self.centroids, values, arrays["centroid_scale"] * scale)
@@ -144,7 +194,8 @@ class _Search:
                 searched |= self.cell_of == cell
         places = np.flatnonzero(searched)
         best = places[np.argsort(-row_score[places], kind="stable")][: self.most]
-        return np.sort(self.row_ids[best]).astype(np.int64)
+        rows = np.sort(self.row_ids[best]).astype(np.int64)
+        return _Found(rows, searched & (self.row_ids >= 0), row_score, cell_score)
 
 
 def _scores(

@@ -71,6 +71,37 @@ def test_a_promise_is_kept_on_fresh_inputs(source, tmp_path, monkeypatch):
     assert json.loads(json.dumps(choice.to_dict())) in told.values()
 
 
+@pytest.mark.parametrize("distribution", ["Softmax", "LogSoftmax"])
+def test_probabilities_are_estimated_and_the_error_is_measured(
+    source, tmp_path, monkeypatch, distribution
+):
+    monkeypatch.setattr("qcompile.calibration.search._WORTH", float("inf"))  # whatever the clock
+    soft = onnx.load(source)
+    soft.graph.node.append(onnx.helper.make_node(distribution, ["y"], ["soft"], axis=-1))
+    soft.graph.output[0].name = "soft"
+    onnx.save(soft, tmp_path / "soft.onnx")
+    result = export_onnx(
+        tmp_path / "soft.onnx", top_k=5, recall=0.9, calibration={"h": inputs(1)}, measure=False
+    )
+    (choice,) = result.choices.values()
+    assert choice.index.mode == "cells"
+    assert choice.index.attributes["probes"] >= 16
+    error = choice.log_error
+    assert 0 < error.median <= error.high <= error.largest
+    told = json.loads(json.dumps(choice.to_dict()))
+    assert told["log_error"]["queries"] == error.queries == ROWS // 2
+    fresh = inputs(2, 500)
+    full = answers(tmp_path / "soft.onnx", fresh, plugin=False)[0]
+    found, ids = answers(result.path, fresh, plugin=True)
+    exact = np.take_along_axis(full, ids, 1)
+    if distribution == "Softmax":
+        found, exact = np.log(found), np.log(exact)
+    apart = np.abs(found - exact)[:, 0]
+    assert np.quantile(apart, 0.95) <= 2 * error.high + 1e-4
+    plain = answers(result.path, fresh, plugin=False)[0]
+    np.testing.assert_allclose(plain, np.sort(full)[:, :-6:-1], rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_missed_is_promised_by_the_exact_scan_alone(source):
     result = export_onnx(
         source, top_k=2, recall=1.0, calibration={"h": inputs(1, 40)}, measure=False

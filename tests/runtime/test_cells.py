@@ -16,7 +16,7 @@ from qcompile.passes.onnx.head import top_k_model
 from qcompile.runtime import _core
 from qcompile.runtime.index import build_cells
 from qcompile.runtime.reference import head
-from qcompile.runtime.reference.cells import cells_top_k
+from qcompile.runtime.reference.cells import cells_log_sum, cells_top_k
 from qcompile.runtime.reference.index import merge, pack, unpack
 
 ISAS = _core.supported_isas()
@@ -59,6 +59,41 @@ def test_search_equals_the_reference(rows, depth, nonnegative):
         assert_as_reference(weight, bias, hidden, index, 1, spread=1.5, guard=2.0, **search)
         for groups in (1, 3):
             assert_as_reference(weight, bias, hidden, index, 1, groups=groups, spread=1.0, **search)
+
+
+@pytest.mark.parametrize("guard", [0.0, 2.0])
+@pytest.mark.parametrize(("rows", "depth"), [(1, 1), (37, 5), (1000, 127), (2065, 64)])
+def test_the_partition_function_equals_the_reference(rows, depth, guard):
+    weight, bias, hidden = make_layer(rows, depth, queries=9)
+    bias[::7] = -np.inf
+    hidden *= np.float32(0.3)
+    index = build_cells(weight, bias)
+    layer = load(weight, bias, index)
+    for probes in (1, 4, 1000):
+        search = {"probes": probes, "rescore": 20, "spread": 0.5, "guard": guard}
+        for variance in (0.0, 1.0):
+            wanted = cells_log_sum(
+                hidden, weight, bias, index.arrays, min(rows, 7), variance=variance, **search
+            )
+            for isa, threads in itertools.product(ISAS, (1, 2)):
+                found = layer.top_k(
+                    hidden, min(rows, 7), log_sum=True, variance=variance, isa=isa, threads=threads,
+                    **search,
+                )  # fmt: skip
+                # Rows far below the k-th keep their int8 scores.
+                np.testing.assert_allclose(found[2], wanted, rtol=0, atol=5e-3)
+                plain = layer.top_k(hidden, min(rows, 7), groups=10**6, **search)
+                np.testing.assert_array_equal(found[0], plain[0])
+                np.testing.assert_array_equal(found[1], plain[1])
+
+
+def test_the_partition_function_of_odd_queries():
+    weight, bias, hidden = make_layer(500, 16)
+    hidden[1, 3], hidden[2, 5], hidden[3] = np.nan, np.inf, 0
+    found = load(weight, bias, build_cells(weight, bias)).top_k(hidden, 3, probes=8, log_sum=True)
+    assert np.isnan(found[2][1]) and not np.isfinite(found[2][2])
+    # The biases alone: nothing is estimated but what int8 and fp32 round.
+    assert abs(found[2][3, 0] - np.log(np.exp(bias.astype(np.float64)).sum())) < 1e-5
 
 
 @settings(max_examples=30, deadline=None)
