@@ -82,7 +82,8 @@ class Fusion:
         arguments: names of the original's arguments, in order.
         fixed: arguments whose value the functions have built in.
         parts: children that are not called.
-        parameters: qualified names of the parameters that are read past those children.
+        shapes: qualified name of each parameter that is read past those children → its shape,
+            ``None`` for a bias that there is not.
         attributes: (name of a module, attribute) → value that the functions have built in.
         types: of all parameters, if the functions hold for these only, and not in autocast.
     """
@@ -91,7 +92,7 @@ class Fusion:
     arguments: tuple[str, ...]
     fixed: Mapping[str, Any]
     parts: tuple[Part, ...]
-    parameters: tuple[str, ...]
+    shapes: Mapping[str, torch.Size | None]
     attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     types: tuple[torch.dtype, ...] | None = None
 
@@ -122,9 +123,13 @@ class Fusion:
             change = part.change(module)
             if change:
                 return change
-        for name in self.parameters:
+        for name, shape in self.shapes.items():
             owner, _, last = name.rpartition(".")
-            if is_traceable_wrapper_subclass(getattr(module.get_submodule(owner), last, None)):
+            # Not by getattr, which answers a tracer with a proxy.
+            tensor = module.get_submodule(owner)._parameters.get(last)
+            if (None if tensor is None else tensor.shape) != shape:
+                return f"{name} has another shape"
+            if is_traceable_wrapper_subclass(tensor):
                 return f"{name} is of a tensor class of its own"
         for (owner, attribute), value in self.attributes.items():
             if getattr(module.get_submodule(owner), attribute, _forgotten) != value:

@@ -162,7 +162,17 @@ def drop_activation(layer):
     layer.act_fn = nn.Sequential()
 
 
+def add_bias(layer):
+    layer.up_proj.bias = nn.Parameter(torch.ones(6))
+
+
+def resize(layer):
+    layer.gate_proj.weight = nn.Parameter(torch.ones(1, 4))
+    layer.gate_proj.bias = nn.Parameter(torch.ones(1))
+
+
 CHANGES = {
+    resize: "gate_proj.weight has another shape",
     adapt: "up_proj has become Adapted",
     hook: "gate_proj has hooks",
     parametrise: "gate_proj has become ParametrizedLinear",
@@ -187,7 +197,7 @@ def test_a_layer_that_changes_later_is_called(change):
     assert torch.equal(fused(X), model(X))
 
 
-@pytest.mark.parametrize("change", [rescale, drop_activation], ids=["scale", "activation"])
+@pytest.mark.parametrize("change", [rescale, drop_activation, add_bias])
 def test_what_changes_later_is_fused_anew(change):
     model = Gated().eval()
     fused = qcompile.transform(model, fuse=True)

@@ -166,75 +166,70 @@ def _fuse_module(module: nn.Module, copied: nn.Module) -> list[Outcome]:
 def _fuse_graph(module: fx.GraphModule) -> list[Outcome]:
     graph = copy.deepcopy(module.graph)
     sites = find_sites(graph, module)
+    outcomes = _outcomes(graph, sites)
     if any(isinstance(found, Site) for found in sites):
-        _rewrite_all(graph, sites)
+        _rewrite(graph, sites)
         module.graph = graph
-    return [*_calls(graph, sites), *(_outcome(found) for found in sites)]
+    return outcomes
 
 
 def _fuse_forward(module: nn.Module, copied: nn.Module) -> list[Outcome]:
-    mode = module.training
-    own = {mode: trace_own_forward(copied, module, mode)}
-    with contextlib.suppress(
-        Exception
-    ):  # a forward that fails in the other mode is not fused there
-        own[not mode] = trace_own_forward(copied, module, not mode)
-    sites = {key: find_sites(traced.graph, module) for key, traced in own.items()}
-    outcomes = [*_calls(own[mode].graph, sites[mode]), *(_outcome(found) for found in sites[mode])]
-    fused = {
-        key: traced
-        for key, traced in own.items()
-        if any(isinstance(found, Site) for found in sites[key])
-    }
+    """Fuse in the current mode, and in the other one if the forward can be traced there, too."""
+    now, other = module.training, not module.training
+    own = {now: trace_own_forward(copied, module, now)}
+    with contextlib.suppress(Exception):
+        own[other] = trace_own_forward(copied, module, other)
+    sites = {mode: find_sites(traced.graph, module) for mode, traced in own.items()}
+    outcomes = _outcomes(own[now].graph, sites[now])
+    fused = [mode for mode in own if any(isinstance(found, Site) for found in sites[mode])]
     if not fused:
         return outcomes
-    chosen = [found for key in fused for found in sites[key] if isinstance(found, Site)]
-    fusion = _fusion(module, fused, chosen)
-    for key, traced in fused.items():
-        _rewrite_all(traced.graph, sites[key])
-        compiled: Any = fx.GraphModule(module, traced.graph, type(module).__name__)
-        fusion.forwards[key] = type(compiled).forward
+    chosen = [found for mode in fused for found in sites[mode] if isinstance(found, Site)]
+    fusion = _fusion(module, [own[mode] for mode in fused], chosen)
+    for mode in fused:
+        _rewrite(own[mode].graph, sites[mode])
+        compiled: Any = fx.GraphModule(module, own[mode].graph, type(module).__name__)
+        fusion.forwards[mode] = type(compiled).forward
     fuse(module, fusion)
-    only = "training" if not mode else "evaluation"
-    if mode not in fused:
+    if now not in fused:
+        where = "training" if other else "evaluation"
         outcomes += [
-            ("rewritten", f"{_outcome(found)[1]}, in {only} mode only")
-            for found in sites[not mode]
-            if isinstance(found, Site)
+            (status, f"{reason}, in {where} mode only") for status, reason in map(_outcome, chosen)
         ]
     return outcomes
 
 
-def _fusion(module: nn.Module, fused: dict[bool, OwnForward], sites: list[Site]) -> Fusion:
+def _fusion(module: nn.Module, fused: list[OwnForward], sites: list[Site]) -> Fusion:
     """Record what the rewritten forwards take for granted."""
     parts: dict[str, None] = {}
     attributes: dict[tuple[str, str], Any] = {}
-    for traced in fused.values():
+    for traced in fused:
         parts |= dict.fromkeys(traced.inlined)
         attributes |= traced.attributes
     for site in sites:
         called = [str(node.target) for node in site.nodes if node.op == "call_module"]
         parts |= dict.fromkeys(sorted(called))
-    branches = [branch for site in sites for branch in site.branches]
-    names = [name for branch in branches for name in (branch.weight, branch.bias) if name]
-    first = next(iter(fused.values()))
-    typed = any(traced.reads_types for traced in fused.values())
+    shapes: dict[str, torch.Size | None] = {}
+    for branch in (branch for site in sites for branch in site.branches):
+        names = [name for name in (branch.weight, branch.bias) if name]
+        shapes |= {name: module.get_parameter(name).shape for name in names}
+        if not branch.bias and branch.weight == f"{branch.label}.weight":
+            shapes[f"{branch.label}.bias"] = None  # a layer may get one later
     return Fusion(
         forwards={True: None, False: None},
-        arguments=first.arguments,
-        fixed=first.fixed,
+        arguments=fused[0].arguments,
+        fixed=fused[0].fixed,
         parts=tuple(Part.of(module, name) for name in parts),
-        parameters=tuple(dict.fromkeys(names)),
+        shapes=shapes,
         attributes=attributes,
-        types=parameter_types(module) if typed else None,
+        types=parameter_types(module) if any(t.reads_types for t in fused) else None,
     )
 
 
-def _calls(graph: fx.Graph, sites: list[Site | Refusal]) -> list[Outcome]:
-    """Report the calls of the operator that were there before."""
+def _outcomes(graph: fx.Graph, sites: list[Site | Refusal]) -> list[Outcome]:
+    """Report the calls of the operator that are there already, and what is found."""
     count = sum(node.target is quadratic_linear for node in graph.nodes)
-    new = sum(isinstance(found, Site) for found in sites)
-    return [("skipped", ALREADY)] * max(0, count - new)
+    return [("skipped", ALREADY)] * count + [_outcome(found) for found in sites]
 
 
 def _outcome(found: Site | Refusal) -> Outcome:
@@ -245,39 +240,40 @@ def _outcome(found: Site | Refusal) -> Outcome:
     return "rewritten", f"{found.layers} fused: {found.form}{gate}{activation}"
 
 
-def _rewrite_all(graph: fx.Graph, sites: list[Site | Refusal]) -> None:
-    for found in sites:
-        if isinstance(found, Site):
-            _rewrite(graph, found)
+def _rewrite(graph: fx.Graph, sites: list[Site | Refusal]) -> None:
+    """Put one call in the place of each site's nodes."""
+    calls: dict[fx.Node, fx.Node] = {}
+    for site in sites:
+        if isinstance(site, Site):
+            # What a site reads may have been another one's result.
+            source = calls.get(site.source, site.source)
+            calls[site.final] = _put_call(graph, site, source)
     graph.lint()
 
 
-def _rewrite(graph: fx.Graph, site: Site) -> None:
-    """Put one call in the place of a site's nodes."""
-
-    def read(branch: Branch, name: str) -> fx.Node | None:
-        if not name:
+def _put_call(graph: fx.Graph, site: Site, source: fx.Node) -> fx.Node:
+    def read(branch: Branch | None, attribute: str) -> fx.Node | None:
+        name = getattr(branch, attribute, "")
+        if branch is None or not name:
             return None
         tensor = graph.get_attr(name)
         if branch.rows == (0, branch.height):
             return tensor
         return graph.call_function(operator.getitem, (tensor, slice(*branch.rows)))
 
-    branches: list[Branch | None] = [*site.branches, None, None][:3]
+    branches = [*site.branches, None, None][:3]
+    options: dict[str, Any] = {"form": site.form}
+    options |= {"gate": site.gate, "activation": site.activation}
     with graph.inserting_before(site.final):
-        weights = [None if branch is None else read(branch, branch.weight) for branch in branches]
-        biases = [None if branch is None else read(branch, branch.bias) for branch in branches]
-        options: dict[str, Any] = {
-            "form": site.form,
-            "gate": site.gate,
-            "activation": site.activation,
-        }
-        call = graph.call_function(quadratic_linear, (site.source, *weights, *biases), options)
+        weights = [read(branch, "weight") for branch in branches]
+        biases = [read(branch, "bias") for branch in branches]
+        call = graph.call_function(quadratic_linear, (source, *weights, *biases), options)
     call.meta = dict(site.final.meta)
     site.final.replace_all_uses_with(call)
     for node in reversed([node for node in graph.nodes if node in site.nodes]):
         sources = node.all_input_nodes
         graph.erase_node(node)
-        for source in sources:
-            if source.op == "get_attr" and not source.users:
-                graph.erase_node(source)
+        for unused in sources:
+            if unused.op == "get_attr" and not unused.users:
+                graph.erase_node(unused)
+    return call

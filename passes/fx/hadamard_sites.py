@@ -205,9 +205,8 @@ class _Finder:
         branches = (first, site.branches[-1], found)
         wider = replace(site, form=form, branches=branches, final=user, nodes=frozenset(nodes))
         fits = found.value not in site.nodes and not self._mismatch(first, found)
-        return (
-            wider if fits and not self._taken & wider.nodes and not self._obstacle(wider) else None
-        )
+        free = fits and not self._taken & wider.nodes
+        return wider if free and not self._obstacle(wider) else None
 
     def _of_square(self, node: fx.Node) -> Site | Refusal | None:
         """Read a linear layer of x∘x."""
@@ -244,7 +243,8 @@ def _has_out(node: fx.Node) -> bool:
 def _mutates(module: nn.Module, node: fx.Node) -> bool:
     """Return whether a node may change a tensor that existed before."""
     if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+        inner = module.get_submodule(str(node.target)).modules()
+        return any(getattr(child, "inplace", False) for child in inner)
     name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     in_place = name.endswith("_") and not name.endswith("__")
     special = name in ("setitem", "iadd", "imul", "isub", "itruediv", "ipow", "__setitem__")

@@ -255,6 +255,19 @@ def test_several_products_of_one_forward():
     agree(model, fused, torch.randn(3, 4))
 
 
+def test_products_of_products():
+    code = lambda m, x: m.e(y := m.a(x) * m.b(x)) * F.silu(m.d(y)) + m.f(y * y)  # noqa: E731
+    model = Written(code, d=nn.Linear(6, 3), e=nn.Linear(6, 3), f=nn.Linear(6, 3))
+    fused, _ = fuse(model)
+    assert [call["form"] for call in fused_calls(fused)] == ["T4", "T2_4"]
+    x = torch.randn(3, 4)
+    assert torch.equal(fused(x), model(x))
+    traced, report = fuse(fx.symbolic_trace(Written(lambda m, x: m.a(x) * m.b(x))))
+    assert len(report.rewritten) == 1
+    again = FuseHadamard()(traced)
+    assert [entry.reason for entry in again.report.entries] == ["already fused"]
+
+
 class Moody(nn.Module):
     """Multiplies in evaluation mode only, or with a dropout between in training mode only."""
 
