@@ -1,1 +1,1 @@
-"""The element-wise end of the product forms: y = a∘b + c in one pass."""
+"""The element-wise end of the product forms: y = act(gate(a)∘b + c) in one pass."""
