@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -100,6 +100,8 @@ class Constants:
 
     def slots(self, which: slice) -> Constants:
         """Return those of some slots."""
-        names = ("scale", "shift", "mean", "rstd", "slope", "offset")
-        parts = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: None if x is None else x[which] for n, x in parts.items()})
+        scale, shift, mean, rstd, slope, offset = (
+            None if x is None else x[which]
+            for x in (self.scale, self.shift, self.mean, self.rstd, self.slope, self.offset)
+        )
+        return Constants(scale, shift, mean, rstd, slope, offset)

@@ -167,9 +167,12 @@ def fused_hadamard_backward(
 
 def _by_reference(grad: Tensor, tensors: tuple[Any, ...], spec: Spec) -> list[Tensor | None]:
     """Return the gradients of a, b, c, scales and shifts by plain torch."""
-    branches, of_scales, of_shifts = epilogue_backward_reference(grad, *tensors, spec=spec)
+    a, b, c, scales, shifts = tensors
+    branches, of_scales, of_shifts = epilogue_backward_reference(
+        grad, a, b, c, scales, shifts, spec
+    )
     rest = iter(branches)
-    return [*(None if x is None else next(rest) for x in tensors[:3]), of_scales, of_shifts]
+    return [*(None if x is None else next(rest) for x in (a, b, c)), of_scales, of_shifts]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -197,7 +200,8 @@ def _recorded(
     grad: Tensor, tensors: tuple[Any, ...], spec: Spec, needs: list[bool]
 ) -> list[Tensor | None]:
     """Return gradients that can be differentiated again: those of plain torch, recomputed."""
-    y = epilogue_reference(*tensors, spec=spec)
+    a, b, c, scales, shifts = tensors
+    y = epilogue_reference(a, b, c, scales, shifts, spec)
     wanted = [x for x, needed in zip(tensors, needs, strict=True) if needed]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs]
