@@ -1,28 +1,33 @@
-"""The kernels of ``triton_kernels/hadamard`` as they are launched."""
+"""The kernels of the Hadamard epilogue as they are launched."""
 
-from offline import Kernel
+from offline_walks import variants
 
-from qcompile.triton_kernels.hadamard import kernel
+from qcompile.triton_kernels.elementwise.backward import backward_kernel
+from qcompile.triton_kernels.elementwise.forward import forward_kernel
+from qcompile.triton_kernels.elementwise.sums import sums_kernel
 
-_FORWARD = ("a_ptr", "b_ptr", "c_ptr", "y_ptr")
-_BACKWARD = ("grad_ptr", "a_ptr", "b_ptr", "da_ptr", "db_ptr")
+PLAIN = {
+    "product": "pair",
+    "has_c": True,
+    "gate": "none",
+    "activation": "none",
+    "affine": "none",
+    "has_outer": False,
+    "batch": False,
+    "want_a": True,
+    "want_b": True,
+    "want_c": False,
+    "in_place": False,
+    "has_mean": False,
+    "of_outer": False,
+}
+GATED = PLAIN | {"gate": "silu", "activation": "gelu", "want_c": True}
+FOLDED = PLAIN | {"affine": "full", "has_outer": True, "activation": "relu", "want_c": True}
 
-
-def _kernels():
-    for element in ("fp64", "fp32", "fp16", "bf16"):
-        constants = {"widen": element in ("fp16", "bf16"), "block": kernel.BLOCK, "count": "i64:16"}
-        for function, pointers, more in (
-            (kernel.hadamard_kernel, _FORWARD, {"has_c": True}),
-            (kernel.hadamard_backward_kernel, _BACKWARD, {}),
-        ):
-            yield Kernel(
-                f"hadamard/{function.__name__}/{element}",
-                function,
-                {**dict.fromkeys(pointers, f"*{element}:16"), **constants, **more},
-                num_warps=kernel.NUM_WARPS,
-                quick=(90,),
-                wide=True,
-            )
-
-
-KERNELS = list(_kernels())
+KERNELS = [
+    *variants("hadamard", forward_kernel, {"plain": PLAIN, "gated": GATED}, ("flat",)),
+    *variants("hadamard", backward_kernel, {"plain": PLAIN, "gated": GATED}, ("flat",)),
+    *variants("hadamard", forward_kernel, {"folded": FOLDED}, ("last", "planes")),
+    *variants("hadamard", backward_kernel, {"folded": FOLDED}, ("last", "planes")),
+    *variants("hadamard", sums_kernel, {"folded": FOLDED}, ("last", "planes")),
+]

@@ -11,8 +11,8 @@ from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn import QuadraticLinear
 from qcompile.triton_kernels.hadamard.op import (
     epilogue,
-    fused_hadamard,
-    fused_hadamard_backward,
+    fused_epilogue,
+    fused_epilogue_backward,
     hadamard,
     has_triton,
     is_fusible,
@@ -53,11 +53,11 @@ def arguments(form, constants="", layout="contiguous"):
 )
 def test_operators_pass_opcheck(form, constants):
     given, options = arguments(form, constants, "channels_last")
-    torch.library.opcheck(fused_hadamard, (*given, *options))
+    torch.library.opcheck(fused_epilogue, (*given, *options))
     needs = [x is not None for x in given]
     given = [x if x is None else x.detach() for x in given]
     grad = torch.randn_like(given[0])
-    torch.library.opcheck(fused_hadamard_backward, (grad, *given, *options, needs))
+    torch.library.opcheck(fused_epilogue_backward, (grad, *given, *options, needs))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "mixed"])
@@ -66,7 +66,7 @@ def test_gradients_of_first_and_second_order(form, layout):
     given, options = arguments(form, "scale shift" if layout != "mixed" else "", layout)
 
     def function(*given):
-        return fused_hadamard(*given, *options)
+        return fused_epilogue(*given, *options)
 
     assert torch.autograd.gradcheck(function, given)
     assert torch.autograd.gradgradcheck(function, given)
@@ -74,14 +74,14 @@ def test_gradients_of_first_and_second_order(form, layout):
 
 def test_one_tensor_in_every_role():
     a = tensors("contiguous")[0]
-    assert torch.autograd.gradcheck(lambda a: fused_hadamard(a, a, a), (a,))
+    assert torch.autograd.gradcheck(lambda a: fused_epilogue(a, a, a), (a,))
     with torch.no_grad():
         assert torch.equal(epilogue(a, None, a, product="square"), a * a + a)
 
 
 def test_channels_last_stays_channels_last():
     a, b, c = tensors("channels_last")
-    assert fused_hadamard(a, b, c).is_contiguous(memory_format=torch.channels_last)
+    assert fused_epilogue(a, b, c).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cpu_tensors_and_traced_graphs_take_plain_operators():
@@ -102,7 +102,7 @@ class Gated(nn.Module):
         return self.call(a, b, c, activation="relu")
 
 
-@pytest.mark.parametrize("call", [epilogue, fused_hadamard])
+@pytest.mark.parametrize("call", [epilogue, fused_epilogue])
 def test_graphs_compute_the_same(call):
     a, b, c = (x.detach() for x in tensors("channels_last"))
     module, wanted = Gated(call), torch.relu(a * b + c)
@@ -130,11 +130,11 @@ def test_a_folded_batch_norm_is_the_batch_norm():
 def test_mixed_types_are_promoted_under_autocast_alone():
     a, b = torch.randn(2, 3), torch.randn(2, 3, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(fused_hadamard(a, b), a * b.float())
+        assert torch.equal(fused_epilogue(a, b), a * b.float())
         assert torch.equal(epilogue(a, b), a * b.float())
-        assert fused_hadamard(b, b).dtype == torch.bfloat16
+        assert fused_epilogue(b, b).dtype == torch.bfloat16
     with pytest.raises(DataError, match=r"a is torch.float32 \(2, 3\) and b torch.bfloat16"):
-        fused_hadamard(a, b)
+        fused_epilogue(a, b)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_works_without_triton(monkeypatch):
         layer(torch.randn(2, 3)).sum().backward()
         assert layer.weight_a.grad.any()
         a = torch.randn(5)
-        assert torch.equal(fused_hadamard(a, a, a), a * a + a)
+        assert torch.equal(fused_epilogue(a, a, a), a * a + a)
     finally:
         has_triton.cache_clear()
 
@@ -197,8 +197,8 @@ def test_layers_on_a_gpu_equal_plain_torch(form, dtype):
 def test_kernels_on_a_gpu_equal_plain_torch(form):
     given, options = arguments(form, "scale shift", "channels_last")
     there = [x if x is None else x.detach().cuda().requires_grad_() for x in given]
-    for call in (fused_hadamard, torch.compile(fused_hadamard)):
-        wanted, got = fused_hadamard(*given, *options), call(*there, *options)
+    for call in (fused_epilogue, torch.compile(fused_epilogue)):
+        wanted, got = fused_epilogue(*given, *options), call(*there, *options)
         torch.testing.assert_close(got.cpu(), wanted)
         present = [x for x in given if x is not None]
         right = torch.autograd.grad(wanted.pow(2).sum(), present)

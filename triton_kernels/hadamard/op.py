@@ -32,7 +32,7 @@ def hadamard(a: Any, b: Any, c: Any = None) -> Any:
     tensors = [t for t in (a, b, c) if t is not None]
     if not is_fusible(tensors):
         return hadamard_reference(a, b, c)
-    return fused_hadamard(a, None if b is a else b, c, product="square" if b is a else "pair")
+    return fused_epilogue(a, None if b is a else b, c, product="square" if b is a else "pair")
 
 
 def epilogue(
@@ -85,7 +85,16 @@ def epilogue(
     values = [t for t in (a, b, c) if t is not None]
     if not is_fusible(values):
         return epilogue_reference(a, b, c, scales, shifts, spec)
-    return fused_hadamard(a, b, c, scales, shifts, product, gate, activation, channels, outer)
+    return fused_epilogue(a, b, c, scales, shifts, product, gate, activation, channels, outer)
+
+
+def fused_hadamard_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return grad∘b and grad∘a: one kernel on a GPU, plain torch on a CPU."""
+    needs = [True, True, False, False, False]
+    first, second = fused_epilogue_backward(
+        grad, a, b, None, None, None, "pair", "none", "none", -1, False, needs
+    )
+    return first, second
 
 
 def is_fusible(tensors: list[Any]) -> bool:
@@ -109,8 +118,8 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.library.triton_op(f"{DOMAIN}::hadamard", mutates_args=())
-def fused_hadamard(
+@torch.library.triton_op(f"{DOMAIN}::epilogue", mutates_args=())
+def fused_epilogue(
     a: Tensor,
     b: Tensor | None = None,
     c: Tensor | None = None,
@@ -133,8 +142,8 @@ def fused_hadamard(
     return compute(a, b, c, scales, shifts, spec)
 
 
-@torch.library.triton_op(f"{DOMAIN}::hadamard_backward", mutates_args=())
-def fused_hadamard_backward(
+@torch.library.triton_op(f"{DOMAIN}::epilogue_backward", mutates_args=())
+def fused_epilogue_backward(
     grad: Tensor,
     a: Tensor,
     b: Tensor | None,
@@ -190,7 +199,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         # Without activation and constants c's gradient is the given one itself.
         same = needs[2] and spec.activation == "none" and tensors[3] is None and not spec.outer
         wanted = [*needs[:2], needs[2] and not same, *needs[3:]]
-        fresh = iter(fused_hadamard_backward(grad, *tensors, *ctx.options, wanted))
+        fresh = iter(fused_epilogue_backward(grad, *tensors, *ctx.options, wanted))
         found = [next(fresh) if needed else None for needed in wanted]
         found[2] = grad if same else found[2]
     return (*found, *[None] * len(ctx.options))
@@ -207,5 +216,5 @@ def _recorded(
     return [next(found) if needed else None for needed in needs]
 
 
-fused_hadamard.register_autograd(_backward, setup_context=_save)
-promote_under_autocast("hadamard", 3)
+fused_epilogue.register_autograd(_backward, setup_context=_save)
+promote_under_autocast("epilogue", 3)

@@ -17,6 +17,11 @@ def hadamard_reference(a: Any, b: Any, c: Any = None) -> Any:
     return product if c is None else product + c
 
 
+def hadamard_backward_reference(grad: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Return the gradients of a and b; the gradient of c is ``grad`` itself."""
+    return grad * b, grad * a
+
+
 def epilogue_reference(a: Any, b: Any, c: Any, scales: Any, shifts: Any, spec: Spec) -> Any:
     """Return act(gate(a)∘b + c), or what else ``spec`` says, in the type of ``a``.
 
