@@ -1,6 +1,6 @@
 """The kernels of the Hadamard epilogue as they are launched."""
 
-from offline_walks import variants
+from walk_variants import variants
 
 from qcompile.triton_kernels.elementwise.backward import backward_kernel
 from qcompile.triton_kernels.elementwise.forward import forward_kernel
