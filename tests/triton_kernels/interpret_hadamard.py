@@ -28,7 +28,7 @@ SCALED = [
     Spec("square", activation="tanh", outer=True),
     Spec("none", activation="sigmoid"),
 ]
-SHAPES = [(), (1,), (5, 33), (2, 3, 5, 4), (3, 2, 40), (40, 3, 3), (2, 3, 1, 3, 2)]
+SHAPES = [(), (5, 33), (2, 3, 5, 4), (40, 3, 3), (2, 3, 1, 3, 2)]
 
 
 def close(got, wanted, dtype, size, what):

@@ -43,7 +43,10 @@ def arguments(function: Any, element: str, walk: Walk, constants: dict[str, Any]
 def variants(
     folder: str, function: Any, constants: dict[str, dict[str, Any]], kinds: tuple[str, ...]
 ) -> Iterator[Kernel]:
-    """Yield a kernel for each type, walk and set of constants; tests compile those of bf16."""
+    """Yield a kernel for each type, walk and set of constants.
+
+    Tests compile those of bf16 that need most registers.
+    """
     for element in ELEMENT_TYPES:
         for kind in kinds:
             for name, own in constants.items():
@@ -52,6 +55,6 @@ def variants(
                     function,
                     arguments(function, element, walks(element)[kind], own),
                     num_warps=NUM_WARPS,
-                    quick=(90,) if element == "bf16" else (),
+                    quick=(90,) if element == "bf16" and kind != "planes" else (),
                     wide=True,
                 )

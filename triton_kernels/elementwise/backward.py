@@ -95,18 +95,19 @@ def backward_kernel(
         dependence = slope_and_offset(constants, slot, spot, batch, channels_last)
         delta = through(delta, y, of_outer[0], dependence, "full", batch)
     a, b, c = towards_branches(delta, values, product, gate)
+    normed: tl.constexpr = batch and affine != "none"
     fresh = (out_row, out_group)
     if want_a:
-        dependence = slope_and_offset(constants, 0, spot, batch, channels_last)
-        a = through(a, loaded[0], fixed[0][0], dependence, affine, batch)
+        dependence = slope_and_offset(constants, 0, spot, normed, channels_last)
+        a = through(a, loaded[0], fixed[0][0], dependence, affine, normed)
         write(a_out_ptr, strides[0] if in_place else fresh, spot, a, channels_last, align)
     if want_b:
-        dependence = slope_and_offset(constants, 1, spot, batch, channels_last)
-        b = through(b, loaded[1], fixed[1][0], dependence, affine, batch)
+        dependence = slope_and_offset(constants, 1, spot, normed, channels_last)
+        b = through(b, loaded[1], fixed[1][0], dependence, affine, normed)
         write(b_out_ptr, strides[1] if in_place else fresh, spot, b, channels_last, align)
     if want_c:
-        dependence = slope_and_offset(constants, slot_of_c(product), spot, batch, channels_last)
-        c = through(c, loaded[2], fixed[2][0], dependence, affine, batch)
+        dependence = slope_and_offset(constants, slot_of_c(product), spot, normed, channels_last)
+        c = through(c, loaded[2], fixed[2][0], dependence, affine, normed)
         write(c_out_ptr, strides[2] if in_place else fresh, spot, c, channels_last, align)
 
 

@@ -312,3 +312,23 @@ def through(grad, x, scale, slope_offset, affine: tl.constexpr, batch: tl.conste
     if batch:
         grad = grad + x * slope_offset[0] + slope_offset[1]
     return grad
+
+
+@triton.jit
+def over_channels(values, channels_last: tl.constexpr):
+    """Sum a tile over each channel, to meet tiles."""
+    if channels_last:
+        return tl.sum(values, axis=0)[None, :]
+    else:  # noqa: RET505  Triton compiles one of the two
+        return tl.sum(tl.sum(values, axis=1), axis=0)
+
+
+@triton.jit
+def put(ptr, number, spot, values, channels_last: tl.constexpr):
+    """Store a number of each channel, as :func:`over_channels` returns, to row ``number``."""
+    _, column, group, _, channels = spot
+    if channels_last:
+        where = ptr + number * channels + column[None, :]
+        tl.store(where, values, mask=(column < channels)[None, :])
+    else:
+        tl.store(ptr + number * channels + group, values)

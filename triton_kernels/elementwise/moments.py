@@ -17,25 +17,38 @@ from torch import Tensor
 from qcompile.triton_kernels.elementwise.device import (
     combine,
     constants_of_branches,
+    over_channels,
     place,
+    put,
     read_branches,
     scale_branches,
     widen,
     write,
 )
 from qcompile.triton_kernels.elementwise.launch import chunked, run, unspecialised
-from qcompile.triton_kernels.elementwise.sums import BLOCK_CHANNELS, BLOCK_CHUNKS, STAGES, put
+from qcompile.triton_kernels.elementwise.sums import BLOCK_CHANNELS, BLOCK_CHUNKS, STAGES
 from qcompile.triton_kernels.elementwise.terms import Branches, Constants, Term
 from qcompile.triton_kernels.elementwise.walk import NUM_WARPS, Walk
 
 
 @triton.jit
-def over_channels(values, channels_last: tl.constexpr):
-    """Sum a tile over each channel, to meet tiles."""
+def before(
+    tile,
+    sizes,
+    channels_last: tl.constexpr,
+    align: tl.constexpr,
+    R: tl.constexpr,  # noqa: N803
+    L: tl.constexpr,  # noqa: N803
+):
+    """Count the elements of a channel in the tiles before one."""
+    rows, units, column_tiles, _ = sizes
     if channels_last:
-        return tl.sum(values, axis=0)[None, :]
+        return tl.minimum(tile * R, rows)
     else:  # noqa: RET505  Triton compiles one of the two
-        return tl.sum(tl.sum(values, axis=1), axis=0)
+        columns = units * align
+        above = tl.minimum(tile // column_tiles * R, rows)
+        beside = tl.minimum(tile % column_tiles * L, columns)
+        return above * columns + tl.minimum(rows - above, R) * beside
 
 
 @triton.jit(do_not_specialize=unspecialised("a", "b", "c", "y"))
@@ -88,12 +101,13 @@ def moments_kernel(
     loaded = read_branches(pointers, strides, spot, product, has_c, channels_last, align)
     values = scale_branches(loaded, fixed, product, has_c, affine)
     y = tl.where(spot[3], combine(values, product, has_c, gate), 0.0)
-    number = over_channels(spot[3].to(dtype), channels_last)
-    middle = over_channels(y, channels_last) / tl.maximum(number, 1.0)
-    count = tl.zeros([R, L], dtype)
+    earlier = before(start, sizes, channels_last, align, R, L)
+    number = (before(start + 1, sizes, channels_last, align, R, L) - earlier).to(dtype)
+    middle = over_channels(y, channels_last) / number
     first = tl.zeros([R, L], dtype)
     second = tl.zeros([R, L], dtype)
-    for tile in tl.range(start, tl.minimum(start + per_chunk, tiles), num_stages=STAGES):
+    stop = tl.minimum(start + per_chunk, tiles)
+    for tile in tl.range(start, stop, num_stages=STAGES):
         spot = place(group, tile, sizes, channels_last, align, R, L)
         loaded = read_branches(pointers, strides, spot, product, has_c, channels_last, align)
         values = scale_branches(loaded, fixed, product, has_c, affine)
@@ -101,17 +115,14 @@ def moments_kernel(
         if store:
             write(y_ptr, (y_row, y_group), spot, y, channels_last, align)
         difference = tl.where(spot[3], y - middle, 0.0)
-        count += spot[3].to(dtype)
         first += difference
         second += difference * difference
-    number = tl.maximum(over_channels(count, channels_last), 1.0)
+    number = (before(stop, sizes, channels_last, align, R, L) - earlier).to(dtype)
     total = over_channels(first, channels_last)
     spread = tl.maximum(over_channels(second, channels_last) - total * total / number, 0.0)
-    if channels_last:
-        channels = units * align
-    put(partial_ptr, 3 * chunk, group, channels, number, channels_last, L)
-    put(partial_ptr, 3 * chunk + 1, group, channels, middle + total / number, channels_last, L)
-    put(partial_ptr, 3 * chunk + 2, group, channels, spread, channels_last, L)
+    put(partial_ptr, 3 * chunk, spot, number, channels_last)
+    put(partial_ptr, 3 * chunk + 1, spot, middle + total / number, channels_last)
+    put(partial_ptr, 3 * chunk + 2, spot, spread, channels_last)
 
 
 @triton.jit

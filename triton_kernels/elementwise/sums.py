@@ -17,7 +17,9 @@ from qcompile.triton_kernels.elementwise.device import (
     before_end,
     constant,
     constants_of_branches,
+    over_channels,
     place,
+    put,
     read,
     read_branches,
     scale_and_shift,
@@ -45,17 +47,6 @@ def mean_of(mean_ptr, slot, spot, has_mean: tl.constexpr, channels_last: tl.cons
         return constant(mean_ptr, slot, spot, channels_last)
     else:  # noqa: RET505  Triton compiles one of the two
         return 0.0
-
-
-@triton.jit
-def put(partial_ptr, number, group, channels, values, channels_last: tl.constexpr, L: tl.constexpr):  # noqa: N803
-    """Store the sums of a tile over each channel as row ``number`` of [rows, channels]."""
-    if channels_last:
-        column = group * L + tl.arange(0, L)
-        where = partial_ptr + number * channels + column
-        tl.store(where, tl.sum(values, axis=0), mask=column < channels)
-    else:
-        tl.store(partial_ptr + number * channels + group, tl.sum(tl.sum(values, axis=1), axis=0))
 
 
 @triton.jit(do_not_specialize=unspecialised("grad", "a", "b", "c"))
@@ -157,22 +148,21 @@ def sums_kernel(
             if has_c:
                 c_plain += c
                 c_dot += c * (loaded[2] - mean_c)
-    if channels_last:
-        channels = units * align
+    spot = place(group, start, sizes, channels_last, align, R, L)
     if of_outer:
-        put(partial_ptr, 2 * chunk, group, channels, a_plain, channels_last, L)
-        put(partial_ptr, 2 * chunk + 1, group, channels, a_dot, channels_last, L)
+        put(partial_ptr, 2 * chunk, spot, over_channels(a_plain, channels_last), channels_last)
+        put(partial_ptr, 2 * chunk + 1, spot, over_channels(a_dot, channels_last), channels_last)
     else:
         first = 2 * slot * chunk
-        put(partial_ptr, first, group, channels, a_plain, channels_last, L)
-        put(partial_ptr, first + 1, group, channels, a_dot, channels_last, L)
+        put(partial_ptr, first, spot, over_channels(a_plain, channels_last), channels_last)
+        put(partial_ptr, first + 1, spot, over_channels(a_dot, channels_last), channels_last)
         if product == "pair":
-            put(partial_ptr, first + 2, group, channels, b_plain, channels_last, L)
-            put(partial_ptr, first + 3, group, channels, b_dot, channels_last, L)
+            put(partial_ptr, first + 2, spot, over_channels(b_plain, channels_last), channels_last)
+            put(partial_ptr, first + 3, spot, over_channels(b_dot, channels_last), channels_last)
         if has_c:
             at = first + 2 * slot_of_c(product)
-            put(partial_ptr, at, group, channels, c_plain, channels_last, L)
-            put(partial_ptr, at + 1, group, channels, c_dot, channels_last, L)
+            put(partial_ptr, at, spot, over_channels(c_plain, channels_last), channels_last)
+            put(partial_ptr, at + 1, spot, over_channels(c_dot, channels_last), channels_last)
 
 
 @triton.jit(do_not_specialize=["chunks", "channels", "slots", "count", "batch"])

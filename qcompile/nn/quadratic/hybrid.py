@@ -27,8 +27,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
+from qcompile.nn.quadratic import fused
 from qcompile.nn.quadratic.elementwise import ElementwiseBackward, Norm
 from qcompile.nn.quadratic.formulas import Term
+from qcompile.nn.quadratic.fused import FusedBackward
 from qcompile.nn.quadratic.plan import OUTER, NormPlan, Plan
 from qcompile.nn.quadratic.products import branch, branch_backward, unpad
 
@@ -119,6 +121,9 @@ def forward(
     with _without_autocast(x):
         padded = _pad(plan, x)
         values: dict[str, Tensor] = {}
+        if fused.takes(plan, x):
+            values = {x: _branch(plan, x, padded, products[x]) for x in plan.letters}
+            return _fused_forward(plan, values, scales, stored)
         for letter in plan.letters:
             value = _branch(plan, letter, padded, products[letter])
             if plan.memory == 1 and letter in plan.needed:
@@ -131,6 +136,19 @@ def forward(
         y = plan.end(y)
     statistics = [tensor for norm in plan.norms for tensor in moments[norm.slot]]
     return y, updated, statistics, pre
+
+
+def _fused_forward(
+    plan: Plan, values: dict[str, Tensor], scales: Pairs, running: dict[str, tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Finish :func:`forward` by kernels."""
+    for norm in plan.norms:
+        if norm.batch:
+            F._verify_batch_size(values[plan.letters[0]].shape)  # type: ignore[attr-defined]
+    y, updated, statistics = fused.combine(plan, values, scales, running)
+    pre = [values[letter] for letter in plan.needed] if plan.memory == 1 else []
+    values.clear()
+    return plan.pooled(y), updated, statistics, pre
 
 
 def _normalise(
@@ -188,7 +206,11 @@ def backward(
             for letter in plan.needed:
                 values[letter] = _branch(plan, letter, padded, products[letter])
         shape = next((value.shape for value in values.values()), grad.shape)
-        elementwise = ElementwiseBackward(plan, grad, shape, values, norms)
+        elementwise: FusedBackward | ElementwiseBackward
+        if fused.takes(plan, x):
+            elementwise = FusedBackward(plan, grad, values, norms)
+        else:
+            elementwise = ElementwiseBackward(plan, grad, shape, values, norms)
         total: Tensor | None = None
         for letter, towards in elementwise.run(overwrite=plan.memory != 1):
             needed = (needs[0], *needed_products[letter])

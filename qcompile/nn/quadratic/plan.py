@@ -118,7 +118,10 @@ class Plan:
 
     def end(self, y: Tensor) -> Tensor:
         """Apply activation and pooling."""
-        y = self._activate(y)
+        return self.pooled(self._activate(y))
+
+    def pooled(self, y: Tensor) -> Tensor:
+        """Apply the pooling."""
         if self.pool is None:
             return y
         pooled: Tensor = (F.max_pool2d if y.dim() == 4 else F.max_pool3d)(y, *self.pool)
@@ -127,7 +130,7 @@ class Plan:
     def end_backward(self, grad: Tensor, y: Tensor) -> Tensor:
         """Return the gradient of ``y`` from that of ``end(y)``."""
         if self.pool is not None:
-            grad = self._pool_backward(grad, self._activate(y))
+            grad = self.pool_backward(grad, self._activate(y))
         if self.activation is None:
             return grad
         name, *options = self.activation
@@ -140,7 +143,8 @@ class Plan:
         activated: Tensor = _BY_NAME[name](*options)(y)
         return activated
 
-    def _pool_backward(self, grad: Tensor, y: Tensor) -> Tensor:
+    def pool_backward(self, grad: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient of what was pooled, y, from that of the output."""
         assert self.pool is not None
         flat = y.dim() == 4
         pool = _ATEN.max_pool2d_with_indices if flat else _ATEN.max_pool3d_with_indices
