@@ -25,12 +25,27 @@ def widest(*tensors: Any) -> list[Any]:
 def promote_under_autocast(name: str, count: int) -> None:
     """Let an operator take its first ``count`` arguments in different types under autocast."""
     operator = getattr(getattr(torch.ops, DOMAIN), name).default
-    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-    excluded = excluded.add(torch._C.DispatchKey.AutocastCPU)
 
     def promoted(*arguments: Any, **named: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(excluded):
+        with torch._C._ExcludeDispatchKeyGuard(_excluded()):
             return operator(*widest(*arguments[:count]), *arguments[count:], **named)
 
     for key in _KEYS:
         _LIBRARY.impl(name, promoted, key)
+
+
+def promote_lists_under_autocast(name: str) -> None:
+    """Let an operator take a list of tensors, its first argument, in different types."""
+    operator = getattr(getattr(torch.ops, DOMAIN), name).default
+
+    def promoted(values: list[Tensor], *arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_excluded()):
+            return operator(widest(*values), *arguments)
+
+    for key in _KEYS:
+        _LIBRARY.impl(name, promoted, key)
+
+
+def _excluded() -> torch._C.DispatchKeySet:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    return keys.add(torch._C.DispatchKey.AutocastCPU)
