@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "triton_kernels"
+SCRIPTS = Path(__file__).parent / "triton_kernels"
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -25,4 +25,4 @@ def run(*arguments: str, **environment: str) -> str:
 
 def interpret(script: str) -> str:
     """Run a script of tests/triton_kernels with Triton's interpreter in place of its compiler."""
-    return run("-W", "ignore:::triton", str(FOLDER / script), TRITON_INTERPRET="1")
+    return run("-W", "ignore:::triton", str(SCRIPTS / script), TRITON_INTERPRET="1")

@@ -1,7 +1,7 @@
 """The kernels of the Hadamard epilogue in Triton's interpreter."""
 
 import pytest
-from interpreter import interpret, run
+from interpreter import SCRIPTS, interpret, run
 
 pytest.importorskip("triton")
 
@@ -21,3 +21,7 @@ def test_interpreted_kernels_equal_float64():
 
 def test_layers_can_be_imported_without_triton():
     run("-c", WITHOUT_TRITON)
+
+
+def test_graphs_for_a_gpu_hold_kernels_that_write_to_outputs_alone():
+    run("-W", "ignore", str(SCRIPTS / "trace_kernels.py"))

@@ -46,8 +46,8 @@ def gradients(
     normed = [slot for slot, norm in enumerate(block.slots) if norm is not None]
     return (
         list(out.values()),
-        [backward.projected[slot].clone() for slot in normed],
-        [backward.plain[slot].clone() for slot in normed],
+        [backward.projected.select(0, slot).clone() for slot in normed],
+        [backward.plain.select(0, slot).clone() for slot in normed],
     )
 
 

@@ -155,7 +155,8 @@ def _recorded(grad: Tensor, groups: list[list[Tensor]], options: tuple[Any, ...]
     """Return gradients that can be differentiated again: those of plain torch, recomputed."""
     product, norms, activation, channels, eps = options
     spec = Spec(product, norms, activation, channels, eps=eps)
-    y, _ = block_reference(*groups, spec)
+    values, weights, biases = groups
+    y, _ = block_reference(values, weights, biases, spec)
     every = [x for group in groups for x in group]
     wanted = [x for x in every if x.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))

@@ -133,7 +133,7 @@ def block_forward(
         launch_forward(walk, branches, constants, block.term, y, has_outer)
     else:
         end = Term("none", activation=block.term.activation)
-        own = constants.slots(slice(last, last + 1))
+        own = constants.slots(last, 1)
         launch_forward(walk, Branches(y, None, None), own, end, y)
     return y, statistics, updated
 
@@ -153,7 +153,7 @@ def _fix(
     """
     assert constants.scale is not None
     assert constants.shift is not None
-    scale, shift = constants.scale[slot], constants.shift[slot]
+    scale, shift = constants.scale.select(0, slot), constants.shift.select(0, slot)
     if norm is None:
         scale.fill_(1)
         shift.zero_()
@@ -226,9 +226,9 @@ class BlockBackward:
         assert grad_ is not None
         assert a is not None
         self._grad, self._branches = grad_, Branches(a, b, c)
-        stages = [(True, slice(last, last + 1))] if block.outer is not None else []
-        stages += [(False, slice(0, last))] if block.of_branches else []
-        for of_outer, rows in stages:
+        stages = [(True, last, 1)] if block.outer is not None else []
+        stages += [(False, 0, last)] if block.of_branches else []
+        for of_outer, first, count in stages:
             partial = launch_sums(
                 self._walk,
                 self._grad,
@@ -238,13 +238,13 @@ class BlockBackward:
                 has_outer=block.outer is not None,
                 of_outer=of_outer,
             )
-            slots = block.slots[rows]
+            slots = block.slots[first : first + count]
             bits = sum(1 << i for i, norm in enumerate(slots) if norm is not None and norm.batch)
             launch_finish(
                 partial,
-                self._constants.slots(rows),
-                self.plain[rows],
-                self.projected[rows],
+                self._constants.slots(first, count),
+                self.plain.narrow(0, first, count),
+                self.projected.narrow(0, first, count),
                 self._walk.count,
                 bits,
             )

@@ -98,10 +98,10 @@ class Constants:
             "offset_ptr": stand_in if self.offset is None else self.offset,
         }
 
-    def slots(self, which: slice) -> Constants:
-        """Return those of some slots."""
+    def slots(self, first: int, count: int) -> Constants:
+        """Return those of some slots in a row."""
         scale, shift, mean, rstd, slope, offset = (
-            None if x is None else x[which]
+            None if x is None else x.narrow(0, first, count)
             for x in (self.scale, self.shift, self.mean, self.rstd, self.slope, self.offset)
         )
         return Constants(scale, shift, mean, rstd, slope, offset)

@@ -60,15 +60,14 @@ def gradients(
         dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
         of_shifts = a.new_empty((count, walk.channels), dtype=dtype)
         of_scales = torch.empty_like(of_shifts)
-        inner = count - spec.outer
-        for outer, rows in ((False, slice(0, inner)), (True, slice(inner, count))):
-            if outer and not spec.outer:
-                continue
+        stages = [(False, 0, count - spec.outer)]
+        stages += [(True, count - 1, 1)] if spec.outer else []
+        for of_outer, first, number in stages:
             partial = launch_sums(
-                walk, grad_, branches, constants, term, has_outer=spec.outer, of_outer=outer
+                walk, grad_, branches, constants, term, has_outer=spec.outer, of_outer=of_outer
             )
-            empty = Constants()
-            launch_finish(partial, empty, of_shifts[rows], of_scales[rows], walk.count, 0)
+            plain, projected = (x.narrow(0, first, number) for x in (of_shifts, of_scales))
+            launch_finish(partial, Constants(), plain, projected, walk.count, 0)
         constants_of = zip((of_scales, of_shifts), given[3:], needs[3:], strict=True)
         found += [x.to(y.dtype) for x, y, needed in constants_of if needed and y is not None]
     return found
