@@ -11,7 +11,8 @@ level  kept for the backward pass                        recomputed
 A branch that no gradient asks for is neither kept nor recomputed: C of a Quadra without batch norm
 and activation, say. xᵀWx is recomputed within its own gradient at both levels. The backward pass
 goes branch by branch and at level 3 writes gradients over recomputed values. Batch norms are called
-once a step, so running statistics are those of level 0, bit for bit.
+once a step, so running statistics are those of level 0, bit for bit; where kernels compute them, on
+a GPU, up to rounding.
 
 Sources: QuadraLib (Xu et al., MLSys 2022, section 4.3) for the idea; gradients as in
 ``docs/quadratic.md``.
