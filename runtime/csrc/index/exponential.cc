@@ -40,16 +40,20 @@ QC_INLINE WeightedSums exponentials_body(float* values, int64_t count, float shi
   return sums;
 }
 
+// Products below the normal floats, which many a processor is slow at, become zero.
 QC_INLINE void scale_body(float* values, int64_t count, float factor) {
-  for (int64_t i = 0; i < count; ++i) values[i] *= factor;
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  const float least = factor < 1 ? kLeast / factor : kLeast;
+  for (int64_t i = 0; i < count; ++i) values[i] = values[i] < least ? 0.0f : values[i] * factor;
 }
 
 QC_INLINE float greatest_body(const float* values, int64_t count) {
-  float best[kLanes];
+  constexpr int64_t kApart = 4 * kLanes;  // comparisons that need not wait for each other
+  float best[kApart];
   for (float& lane : best) lane = -std::numeric_limits<float>::infinity();
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+  for (; i + kApart <= count; i += kApart) {
+    for (int64_t lane = 0; lane < kApart; ++lane) {
       best[lane] = values[i + lane] > best[lane] ? values[i + lane] : best[lane];
     }
   }

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "index/dense.h"
 #include "index/dense_softmax.h"
 #include "index/exponential.h"
 #include "index/operators.h"
@@ -17,12 +18,14 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
 constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
 constexpr int64_t kPieceTiles = 64;       // tiles that one task handles
-// Queries whose fp32 scores would cost more, as each waits for all of the rows.
-constexpr int64_t kScanned = 3;
+constexpr int64_t kTileQueries = 32;      // queries that share a pass over the rows
 // A query with more probable rows than this, and than one in so many of all, is better off with
-// fp32 scores.
+// fp32 scores. Those of several queries cost less each than those of one.
 constexpr int64_t kRescoredRows = 16;
-constexpr int64_t kShare = 16;
+constexpr int64_t kShareOfFew = 16;
+constexpr int64_t kShareOfMany = 512;
+constexpr int64_t kProbe = 8;       // queries that are scanned before the others
+constexpr int64_t kLeastGroup = 4;  // queries that are worth a pass of their own over the rows
 
 // What a tile's approximate scores say of its final ones.
 struct TilePeaks {
@@ -94,7 +97,7 @@ class Scan {
   void scan(int64_t part) {
     thread_local std::vector<DotLine> lines;
     thread_local std::vector<RowLine> rows;
-    lines.resize(kDotQueries * kTileBlocks);
+    lines.resize(kTileQueries * kTileBlocks);
     rows.resize(static_cast<size_t>(ceil_div(head_.merged_bytes(), kStepBytes)));
     int32_t* dots = lines.front().of;
     const DotQueries queries = w_.group.dots(0, w_.group.size());
@@ -131,7 +134,8 @@ class Scan {
     float best = -kInfinity;
     for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
     const float bar = bar_for(best + kLogLeast) - unscaled(query);
-    int64_t room = kRescoredRows + head_.rows() / kShare;
+    const int64_t share = w_.group.size() < kPanelQueries ? kShareOfFew : kShareOfMany;
+    int64_t room = kRescoredRows + head_.rows() / share;
     for (int64_t part = 0; part < parts_ && room >= 0; ++part) {
       std::vector<int32_t>& rows = piece(query, part).rows;
       rows.clear();
@@ -233,22 +237,61 @@ class Scan {
   int64_t parts_ = 0;
 };
 
+// One call of linear_softmax.
+struct Call {
+  const Head& head;
+  const float* hidden;
+  float* out;
+  const Executor& executor;
+  Isa isa;
+  char* done;  // for each query, whether the scan answered it
+};
+
+// Scans queries [first, first + size). Threads take groups of them if there are enough, else parts
+// of the rows.
+void scan_queries(const Call& call, int64_t first, int64_t size) {
+  if (size == 0) return;
+  const SerialExecutor serial;
+  const int64_t threads = call.executor.threads();
+  const int64_t wanted = ceil_div(ceil_div(size, kTileQueries), threads) * threads;
+  const int64_t groups = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, size / kLeastGroup));
+  const int64_t step = std::min(kTileQueries, ceil_div(size, groups));
+  const Executor& one = serial;
+  const Executor& outer = groups > 1 ? call.executor : one;
+  const Executor& inner = groups > 1 ? one : call.executor;
+  outer.run(ceil_div(size, step), [&](int64_t i) {
+    thread_local Workspace workspace;
+    const int64_t query = first + i * step;
+    Scan(call.head, call.hidden + query * call.head.depth(), call.out + query * call.head.rows(),
+         inner, call.isa, workspace)
+        .run(std::min(step, size - i * step), call.done + query);
+  });
+}
+
 }  // namespace
 
 void linear_softmax(const Head& head, const float* hidden, int64_t count, float* probabilities,
                     const Executor& executor, Isa isa) {
   if (count == 0) return;
-  std::vector<char> done(static_cast<size_t>(count), 0);
+  thread_local std::vector<char> done;
+  done.assign(static_cast<size_t>(count), 0);
   const SerialExecutor serial;
   const bool small = head.rows() * head.depth() < kParallelWork / count;
   const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
-  if (head.packed() && count <= kScanned) {
-    thread_local Workspace workspace;
-    Scan(head, hidden, probabilities, used, isa, workspace).run(count, done.data());
+  const Call call{head, hidden, probabilities, used, isa, done.data()};
+  if (head.packed()) {
+    // A few queries from the middle tell whether the others are worth a scan: flat distributions
+    // come together.
+    const int64_t probe = count > 2 * kProbe ? kProbe : count, first = (count - probe) / 2;
+    scan_queries(call, first, probe);
+    if (4 * std::count(call.done + first, call.done + first + probe, 1) >= 3 * probe) {
+      scan_queries(call, 0, first);
+      scan_queries(call, first + probe, count - first - probe);
+    }
   }
   std::vector<SoftmaxQuery> left;
   for (int64_t i = 0; i < count; ++i) {
-    if (done[static_cast<size_t>(i)]) continue;
+    if (call.done[i]) continue;
     left.push_back({hidden + i * head.depth(), probabilities + i * head.rows()});
   }
   dense_softmax(head.dense(), left, used, isa);
