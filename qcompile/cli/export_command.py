@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.cli.calibration_table import recall_figures
-from qcompile.cli.output import print_json, print_pairs, print_report, progress_console
+from qcompile.cli.output import print_json, print_pairs, print_report, progress_bar
 from qcompile.cli.sources import example_inputs
 from qcompile.config import LSH
 
 if TYPE_CHECKING:
     from qcompile.exporter import ExportResult
+    from qcompile.exporter.progress import Progress
 
 
 def run(options: argparse.Namespace) -> int:
     """Export and print what was done and measured."""
-    with progress_console().status(f"exporting {options.source} …") as status:
+    with progress_bar(f"exporting {options.source} …") as progress:
         if options.triton_repository is None:
-            result = _export(options, options.output, status.update)
+            result = _export(options, options.output, progress)
         else:
-            result = _export_repository(options, status.update)
+            result = _export_repository(options, progress)
     if options.json:
         print_json(result.to_dict())
     else:
@@ -48,9 +48,7 @@ def _figures(result: ExportResult) -> dict[str, Any]:
     return figures
 
 
-def _export_repository(
-    options: argparse.Namespace, progress: Callable[[str], None]
-) -> ExportResult:
+def _export_repository(options: argparse.Namespace, progress: Progress) -> ExportResult:
     from qcompile.errors import ConfigurationError
     from qcompile.exporter.triton import export_to_triton
 
@@ -67,14 +65,14 @@ def _export_repository(
 
 
 def _export(
-    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+    options: argparse.Namespace, output: str | Path | None, progress: Progress
 ) -> ExportResult:
     is_onnx = options.source.lower().endswith(".onnx")
     return (_export_file if is_onnx else _export_torch)(options, output, progress)
 
 
 def _export_file(
-    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+    options: argparse.Namespace, output: str | Path | None, progress: Progress
 ) -> ExportResult:
     from qcompile.exporter import export_onnx
 
@@ -98,7 +96,7 @@ def _export_file(
 
 
 def _export_torch(
-    options: argparse.Namespace, output: str | Path | None, progress: Callable[[str], None]
+    options: argparse.Namespace, output: str | Path | None, progress: Progress
 ) -> ExportResult:
     from qcompile.exporter import export
     from qcompile.exporter.reading import load_source

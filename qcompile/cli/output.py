@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from qcompile.report import Report
 
@@ -14,6 +19,31 @@ from qcompile.report import Report
 def progress_console() -> Console:
     """Return the console that progress and remarks go to: stderr."""
     return Console(stderr=True, highlight=False)
+
+
+class _KnownPart(BarColumn):
+    """A bar while it is known how much of a step is done."""
+
+    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
+        return super().render(task) if task.completed else Text()
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Show a line of text that says what is going on, and a bar where its end is known.
+
+    Yields:
+        What to call with the line and the part that is done, from 0 to 1, or ``None``.
+    """
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), _KnownPart()
+    with Progress(*columns, console=progress_console(), transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+
+        def tell(line: str, part: float | None) -> None:
+            # A step that is complete would stop the spinner.
+            progress.update(task, description=line, completed=min(part or 0.0, 0.999))
+
+        yield tell
 
 
 def result_console() -> Console:

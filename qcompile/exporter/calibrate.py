@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from qcompile.calibration.search import Task, search
 from qcompile.calibration.tables import Tables
 from qcompile.config import choose
 from qcompile.errors import ConfigurationError
+from qcompile.exporter.progress import Progress, lines_only
 from qcompile.exporter.writing import Staging, save
 from qcompile.passes.onnx.constants import present
 from qcompile.passes.onnx.head import use_index
@@ -64,7 +65,7 @@ def keep(
     promise: Promise,
     folder: Path,
     report: Report,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Choice]:
     """Search an index for each layer of ``model`` that hands out its best, and put it in.
 
@@ -74,7 +75,7 @@ def keep(
         promise: what to keep.
         folder: for files of the search; the caller removes it.
         report: gets a note about layers that stay exact.
-        say: called with a line of text at every step.
+        progress: called with a line of text at every step, and with the part of it that is done.
 
     Returns:
         What was chosen, by name of the layer.
@@ -88,6 +89,7 @@ def keep(
         return {}
     proposing, judging = halves(promise.calls, promise.seed)
     names = {head.name: str(present(nodes[head.node].inputs[0]).name) for head in best}
+    say = lines_only(progress)
     say(f"running the model on {len(promise.calls):,} calibration calls")
     read = sorted(set(names.values()))
     queries = [_hidden(model, read, calls, folder) for calls in (proposing, judging)]
@@ -110,7 +112,7 @@ def keep(
             tables=_tables_of(node, promise.tables),
             log_sum=bool(head.distribution),
         )
-        choice = search(task, where, say, lambda line, part: say(f"{line}: {part:.0%}"))
+        choice = search(task, where, say, progress)
         if choice.index.mode != "exact":
             use_index(model.graph, node, choice.index)
         head.mode = choice.index.mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qcompile.exporter import inputs as example
 from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, check_mode, keep, set_mode
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.probing import survive
+from qcompile.exporter.progress import Progress, lines_only, unwatched
 from qcompile.exporter.reading import external_files, node_count, read_onnx, silent
 from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
@@ -51,7 +52,7 @@ def export_onnx(
     mode: str | None = None,
     lsh: LSH | None = None,
     rescore: str = "fp32",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Replace the huge output layers of an ONNX file by fused operators.
 
@@ -85,7 +86,8 @@ def export_onnx(
         rescore: what a layer that hands out the best keeps of its rows: ``fp32``, ``bf16`` or
             ``none``, in which case its quantised rows are the layer. Smaller, and exact for the
             rounded rows.
-        progress: called with a line of text at every step.
+        progress: called with a line of text at every step, and within a long one with the part of
+            it that is done, from 0 to 1, or ``None``.
 
     Raises:
         ConfigurationError: of ``recall`` and ``calibration`` one is missing, or out of range.
@@ -97,7 +99,8 @@ def export_onnx(
     output = default_output(source) if output is None else Path(output)
     if output.exists() and source.exists() and output.samefile(source):
         raise ExportError(f"{output}: this is the source; name another file for the result.")
-    say = progress or (lambda line: None)
+    progress = progress or unwatched
+    say = lines_only(progress)
     check_promise(recall, calibration, mode)
     check_rescore(rescore)
     say(f"reading {source}")
@@ -115,7 +118,7 @@ def export_onnx(
         if recall is not None and calibration is not None:
             calls = calls_of(source, calibration, batch)
             promise = Promise(recall, calls, guard, seed, mode, tables)
-            choices = keep(model, heads, promise, stage.path.parent, report, say)
+            choices = keep(model, heads, promise, stage.path.parent, report, progress)
             inputs = calls[0] if inputs is None else inputs
         elif mode in MODES[1:]:
             set_mode(model, heads, str(mode), tables, seed, report)

@@ -23,6 +23,7 @@ from qcompile.errors import ExportError, PassError
 from qcompile.exporter.calibrate import MODES, MOST_TIMED, Promise, keep, set_mode
 from qcompile.exporter.finish import Plan, Reference, finish
 from qcompile.exporter.onnx_model import calls_of, check_promise, expectations
+from qcompile.exporter.progress import Progress, lines_only, unwatched
 from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
 from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
@@ -58,7 +59,7 @@ def export(
     mode: str | None = None,
     lsh: LSH | None = None,
     rescore: str = "fp32",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Write ``model`` as an ONNX file for plain onnxruntime.
 
@@ -97,7 +98,8 @@ def export(
         rescore: what a layer that hands out the best keeps of its rows: ``fp32``, ``bf16`` or
             ``none``, in which case its quantised rows are the layer. Smaller, and exact for the
             rounded rows.
-        progress: called with a line of text at every step.
+        progress: called with a line of text at every step, and within a long one with the part of
+            it that is done, from 0 to 1, or ``None``.
 
     Raises:
         ConfigurationError: of ``recall`` and ``calibration`` one is missing, or out of range.
@@ -107,7 +109,8 @@ def export(
         DataError: ``example_inputs`` are missing or hold no tensor.
     """
     path = Path(path)
-    say = progress or (lambda line: None)
+    progress = progress or unwatched
+    say = lines_only(progress)
     check_promise(recall, calibration, mode)
     check_rescore(rescore)
     _check_finite(model)
@@ -127,7 +130,7 @@ def export(
             inputs = _calibration(model, calibration, names[0])
             calls = calls_of(before.path, inputs, batch)
             promise = Promise(recall, calls, guard, seed, mode, tables)
-            choices = keep(onnx_model, heads, promise, stage.path.parent, report, say)
+            choices = keep(onnx_model, heads, promise, stage.path.parent, report, progress)
         elif mode in MODES[1:]:
             tables = tables or [Tables(LSH())]
             set_mode(onnx_model, heads, str(mode), tables, seed, report)

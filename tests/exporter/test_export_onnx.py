@@ -54,7 +54,9 @@ def test_inputs_and_outputs_stay_and_the_source_too(proto, write, files):
 
 def test_the_result_tells_what_was_done(proto, write):
     lines = []
-    result = export_onnx(write(proto), min_outputs=1, progress=lines.append)
+    result = export_onnx(
+        write(proto), min_outputs=1, progress=lambda line, part: lines.append(line)
+    )
     told = json.loads(json.dumps(result.to_dict()))
     assert told["verified"] == ["functions", "plugin"]
     assert told["max_difference"] < 1e-5
