@@ -43,7 +43,8 @@ QC_INLINE WeightedSums exponentials_body(float* values, int64_t count, float shi
 // Products below the normal floats, which many a processor is slow at, become zero.
 QC_INLINE void scale_body(float* values, int64_t count, float factor) {
   constexpr float kLeast = std::numeric_limits<float>::min();
-  const float least = factor < 1 ? kLeast / factor : kLeast;
+  const float divided = factor < 1 ? kLeast / factor : kLeast;
+  const float least = factor == factor ? divided : 0;  // NaN goes to all values
   for (int64_t i = 0; i < count; ++i) values[i] = values[i] < least ? 0.0f : values[i] * factor;
 }
 
