@@ -11,7 +11,7 @@ search       One search of autobuild for the layers that pay.
         [--parts PART …] [--folder DIR] [--picture FILE]
 
 DIR keeps finished runs and checkpoints, from which the same command goes on. Everything takes about
-75 minutes of one core; --quick shows within a few that it works, and judges no bar.
+twenty minutes of one core; --quick shows within one that it works, and judges no bar.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ FULL = Plan(
     3,
     10_000,
     (20_000, Recipe(4)),
-    (10_000, Recipe(4)),
-    (6_000, Recipe(3, rate=0.05, scale=0.3)),
-    (5_000, BuildConfig(epochs=3, lr=0.1, clip=0.5)),
+    (6_000, Recipe(4)),
+    (4_000, Recipe(3, rate=0.05, scale=0.3)),
+    (3_000, BuildConfig(epochs=3, lr=0.1, clip=0.5)),
 )
 QUICK = Plan(
     1,

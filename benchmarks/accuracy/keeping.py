@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,30 +44,31 @@ class Keeper:
         """Return what ``make`` returned for this run, now or before."""
         if self._folder is None:
             return make()
-        path = self._folder / f"{run}.json"
+        path = self._path(run, "json")
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
             return found
         result = make()
         _write(path, lambda at: at.write_text(json.dumps(result)))
-        self._checkpoint(run).unlink(missing_ok=True)
+        self._path(run, "pt").unlink(missing_ok=True)
         return result
 
     def load(self, run: str) -> dict[str, Any] | None:
         """Return the run's checkpoint, if there is one."""
-        if self._folder is None or not self._checkpoint(run).exists():
+        if self._folder is None or not self._path(run, "pt").exists():
             return None
-        state: dict[str, Any] = torch.load(self._checkpoint(run), weights_only=True)
+        state: dict[str, Any] = torch.load(self._path(run, "pt"), weights_only=True)
         return state
 
     def save(self, run: str, state: dict[str, Any]) -> None:
         """Keep a checkpoint in place of the one before."""
         if self._folder is not None:
-            _write(self._checkpoint(run), lambda at: torch.save(state, at))
+            _write(self._path(run, "pt"), lambda at: torch.save(state, at))
 
-    def _checkpoint(self, run: str) -> Path:
+    def _path(self, run: str, suffix: str) -> Path:
         assert self._folder is not None
-        return self._folder / f"{run}.pt"
+        name = re.sub(r"[^\w.-]+", "_", run, flags=re.ASCII)
+        return self._folder / f"{name}.{suffix}"
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
