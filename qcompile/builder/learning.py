@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from qcompile.builder.plan import BuildConfig
 from qcompile.errors import DataError
 from qcompile.optim import quadratic_groups
-from qcompile.training.extremes import ExtremeValues, clip_gradients
+from qcompile.training.supervised import train_epoch
 
 __all__ = ["Data", "Judge", "accuracy", "train"]
 
@@ -89,21 +90,21 @@ def train(
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     steps = epochs * len(loader)
     schedule = CosineAnnealingLR(optimizer, steps)
-    model.train()
+    count = itertools.count(1)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), ExtremeValues(model):
+    with torch.random.fork_rng(devices):
         torch.manual_seed(config.seed * 1_000_003 + stage)
-        step = 0
         for _ in range(epochs):
-            for inputs, targets in loader:
-                value = loss(model(inputs), targets)
-                optimizer.zero_grad()
-                value.backward()
-                clip_gradients(model, config.clip)
-                optimizer.step()
-                schedule.step()
-                step += 1
-                told(step, steps, float(value.detach()))
+            train_epoch(
+                model,
+                loader,
+                loss,
+                optimizer,
+                schedule,
+                clip=config.clip,
+                told=lambda value: told(next(count), steps, value),
+                watch=1,
+            )
     model.eval()
 
 

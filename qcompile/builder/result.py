@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qcompile.errors import ConfigurationError
-
 __all__ = ["BuildResult", "Importance", "Step"]
 
 Action = Literal["first-order", "replace", "remove", "revert", "tune"]
@@ -125,14 +123,9 @@ class BuildResult:
         Raises:
             ConfigurationError: matplotlib is not installed, or the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConfigurationError(
-                "the picture needs matplotlib: python -m pip install "
-                f"'torch-qcompile[analysis]'. ({error})"
-            ) from error
-        drawn = Figure(figsize=(9, 4), layout="constrained")
+        from qcompile.analysis.pictures import new_figure, save_figure
+
+        drawn = new_figure(9, 4)
         for place, what in enumerate(("parameters", "flops")):
             axes = drawn.add_subplot(1, 2, place + 1)
             kept = [step for step in self.steps if step.kept and step.action != "first-order"]
@@ -147,9 +140,4 @@ class BuildResult:
             )
             axes.set(xlabel="FLOPs" if what == "flops" else what, ylabel="metric")
         axes.legend()
-        path = Path(path)
-        try:
-            drawn.savefig(path, format="png", dpi=120)
-        except OSError as error:
-            raise ConfigurationError(f"{path}: cannot be written: {error.strerror}.") from error
-        return path
+        return save_figure(drawn, path)

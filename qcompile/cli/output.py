@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +64,16 @@ def print_pairs(pairs: dict[str, Any], title: str | None = None) -> None:
     table = Table(title=title, show_header=False, box=None, title_justify="left")
     for name, value in pairs.items():
         table.add_row(name, str(value))
+    result_console().print(table, markup=False)
+
+
+def print_rows(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
+    """Print a table of rows with the same columns: names on the left, figures on the right."""
+    table = Table(title=title)
+    for place, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row.values())
     result_console().print(table, markup=False)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.analysis.pictures import new_figure, save_figure
 from qcompile.errors import ConfigurationError
 from qcompile.memory.ledger import CATEGORIES
 from qcompile.memory.sizes import format_bytes
@@ -61,10 +60,7 @@ def draw(profile: MemoryProfile, path: str | Path) -> Path:
     timeline = profile.timeline
     if timeline is None or profile.predicted is None:
         raise ConfigurationError("timeline: the picture shows the prediction, and there is none.")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    figure = new_figure(13, 6.5)
     axes = figure.add_subplot()
     _areas(axes, timeline)
     if profile.measured is not None and profile.measured.totals:
@@ -77,21 +73,7 @@ def draw(profile: MemoryProfile, path: str | Path) -> Path:
     axes.set_xlim(0, len(timeline.live) - 1)
     axes.set_ylim(0, max(_most(profile), 1) / _UNIT * 1.12)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, frameon=False)
-    FigureCanvasAgg(figure)
-    _save(figure, path)
-    return path
-
-
-def _save(figure: Any, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(suffix=".png", dir=path.absolute().parent)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=120)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return save_figure(figure, path)
 
 
 def _title(profile: MemoryProfile) -> str:

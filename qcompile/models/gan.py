@@ -38,6 +38,8 @@ class Generator(nn.Module):
         ConfigurationError: an argument is out of range.
     """
 
+    side = 32
+
     def __init__(
         self,
         noise: int = 64,

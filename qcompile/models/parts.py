@@ -54,7 +54,12 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to scores."""
-        y: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        y: Tensor = self.classifier(self.embed(x))
+        return y
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Map images to what the classifier sees of them, [batch, width]."""
+        y: Tensor = self.features(x).mean((2, 3))
         return y
 
 

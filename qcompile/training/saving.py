@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from qcompile.training import checkpoint
 from qcompile.training.config import TrainConfig
 from qcompile.training.fingerprint import differences, fingerprint
 from qcompile.training.result import Epoch
+from qcompile.training.state_tree import give, take
 
 __all__ = ["Saver", "State", "refuse_other_runs"]
 
@@ -99,8 +99,8 @@ class Saver:
             "config": self._config.to_dict(),
             "data": self._data,
             "state": asdict(state),
-            "model": _take("model", model.state_dict(), tensors),
-            "optimizer": _take("optimizer", optimizer.state_dict(), tensors),
+            "model": take("model", model.state_dict(), tensors),
+            "optimizer": take("optimizer", optimizer.state_dict(), tensors),
         }
         self.newest = checkpoint.save(
             self._folder,
@@ -123,8 +123,8 @@ class Saver:
         self._check(saved)
         agree(self._group, {"the newest checkpoint": saved.path.name})
         try:
-            model.load_state_dict(_give(saved.state["model"], saved.tensors))
-            values = _give(saved.state["optimizer"], saved.tensors)
+            model.load_state_dict(give(saved.state["model"], saved.tensors))
+            values = give(saved.state["optimizer"], saved.tensors)
             values["state"] = {int(number): kept for number, kept in values["state"].items()}
             # The settings are the configuration's, which is the same.
             values["param_groups"] = optimizer.state_dict()["param_groups"]
@@ -170,26 +170,3 @@ def _divided(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor])
             by_row = [n for n in names if tensors[n].shape[:1] == parameter.shape[:1]]
             divided.update(dict.fromkeys(by_row, module.out_features))
     return divided
-
-
-def _take(path: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Move the tensors of a nested value to ``tensors``; names stand in their place."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, dict):
-        return {str(key): _take(f"{path}.{key}", item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_take(f"{path}.{place}", item, tensors) for place, item in enumerate(value)]
-    return value
-
-
-def _give(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Undo :func:`_take`, but for the keys of dictionaries, which are now text."""
-    if isinstance(value, dict):
-        if set(value) == {"tensor"}:
-            return tensors[value["tensor"]]
-        return {key: _give(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_give(item, tensors) for item in value]
-    return value

@@ -1,0 +1,39 @@
+"""The example on generating learns, goes on, and draws."""
+
+import json
+
+import pytest
+
+from qcompile.training.adversarial import Adversaries
+
+
+@pytest.fixture
+def example(load_example):
+    return load_example("generate_images")
+
+
+def test_it_learns_draws_and_goes_on(example, tmp_path, capsys, monkeypatch):
+    options = ["--data", "digits", "--scale", "0.0625", "--output", str(tmp_path), "--epochs", "2"]
+    assert example.main([*options, "--form", "Quadra"]) == 0
+    state = json.loads((tmp_path / "Quadra-0.0625/step-000000000002/state.json").read_text())
+    figures = {"seconds", "discriminator loss", "score"}
+    assert [set(epoch) for epoch in state["curve"]] == [figures] * 2
+    for picture in ("Quadra-0.0625.png", "scores.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out
+    assert f"{state['curve'][-1]['score']:.3f}" in told
+    floor = float(next(line for line in told.splitlines() if "training" in line).split()[-4])
+    assert 0 < floor < state["curve"][-1]["score"]
+    monkeypatch.setattr(Adversaries, "_step", None)  # nothing is left to train
+    assert example.main([*options, "--form", "Quadra"]) == 0
+
+
+def test_a_form_that_is_unknown_is_an_error(example, tmp_path, capsys):
+    options = ["--data", "digits", "--output", str(tmp_path), "--form", "Quadro", "--epochs", "1"]
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("qcompile.training.judging._SEEN", 1)
+    try:
+        assert example.main(options) == 1
+    finally:
+        monkey.undo()
+    assert "'Quadra'" in capsys.readouterr().err
