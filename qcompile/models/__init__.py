@@ -8,10 +8,13 @@ from qcompile.models.efficientnet import (
 from qcompile.models.gan import Discriminator, Generator, hinge_losses
 from qcompile.models.mobilenet import MobileNet, mobilenet, qmobilenet
 from qcompile.models.resnet import ResNet, qresnet14, qresnet20, resnet14, resnet20, resnet32
+from qcompile.models.ssd import SSD, Boxes, qssd7, ssd7, ssd13
 from qcompile.models.vgg import VGG, qvgg7, vgg7, vgg13
 
 __all__ = [
+    "SSD",
     "VGG",
+    "Boxes",
     "Discriminator",
     "EfficientNetLite",
     "Generator",
@@ -24,10 +27,13 @@ __all__ = [
     "qmobilenet",
     "qresnet14",
     "qresnet20",
+    "qssd7",
     "qvgg7",
     "resnet14",
     "resnet20",
     "resnet32",
+    "ssd7",
+    "ssd13",
     "vgg7",
     "vgg13",
 ]
