@@ -22,7 +22,7 @@ from qcompile.cli.output import print_rows
 from qcompile.data.images import load
 from qcompile.errors import QCompileError
 from qcompile.flops import measure
-from qcompile.training.classifying import ImageClassifier
+from qcompile.training.classifying import ClassifierTraining
 from qcompile.training.epochs import progress_bar
 
 NAMES = [
@@ -31,7 +31,7 @@ NAMES = [
 ]
 
 
-def train(options: argparse.Namespace) -> list[ImageClassifier]:
+def train(options: argparse.Namespace) -> list[ClassifierTraining]:
     data, epochs, folder, runs = load(options.data), options.epochs, options.output, []
     side = 32 if any("vgg" in name for name in options.model) else None  # five poolings' room
     shape = {"channels": data.train_images.shape[1], "scale": options.scale}
@@ -39,12 +39,12 @@ def train(options: argparse.Namespace) -> list[ImageClassifier]:
         for name in options.model:
             torch.manual_seed(0)
             model = getattr(models, name)(data.classes, **shape)
-            runs.append(ImageClassifier(name, model, data, epochs, folder, side=side))
+            runs.append(ClassifierTraining(name, model, data, epochs, folder, side=side))
             runs[-1].train(bar)
     return runs
 
 
-def row(run: ImageClassifier) -> dict[str, str]:
+def row(run: ClassifierTraining) -> dict[str, str]:
     flops = measure(torch.nn.Sequential(run.model), (run.test_images[:1],), {}).flops[""]
     return {
         "network": run.name,
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = train(options)
         curves = {run.name: run.curve for run in runs}
         draw_curves(curves, ["accuracy", "loss"], options.output / "curves.png")
-        runs[-1].draw_predictions(options.output / "predictions.png")
+        runs[-1].draw(options.output / "predictions.png")
     except QCompileError as error:
         print(f"classify_images: {error}", file=sys.stderr)
         return 1

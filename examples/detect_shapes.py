@@ -26,14 +26,11 @@ from qcompile.errors import QCompileError
 from qcompile.training.detecting import DetectorTraining
 from qcompile.training.epochs import progress_bar
 
-NAMES = ["ssd7", "ssd13", "qssd7"]
-
 
 def train(options: argparse.Namespace) -> list[DetectorTraining]:
     side, runs = options.side, []
-    if options.data is None:
-        learnt, tested = Shapes(options.images, side), Shapes(options.images // 4, side, seed=1)
-    else:
+    learnt, tested = Shapes(options.images, side), Shapes(options.images // 4 or 1, side, seed=1)
+    if options.data is not None:
         learnt, tested = (VOC(options.data, split, side) for split in ("trainval", "test"))
     with progress_bar() as bar:
         for name in options.model:
@@ -61,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of Pascal VOC's layout")
     parser.add_argument("--images", type=int, default=3000, help="drawn to learn from")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--model", nargs="+", choices=NAMES, default=["ssd7", "qssd7"])
+    parser.add_argument("--model", nargs="+", default=["ssd7", "qssd7"], help="or ssd13")
     parser.add_argument("--scale", type=float, default=0.25, help="of all widths (default 0.25)")
     parser.add_argument("--side", type=int, default=96, help="of an image (default 96)")
     parser.add_argument("--output", type=Path, default=Path("runs/detected"))

@@ -22,7 +22,7 @@ from qcompile.cli.output import print_rows
 from qcompile.data.images import load
 from qcompile.errors import QCompileError
 from qcompile.models import Discriminator, Generator
-from qcompile.training.adversarial import Adversaries
+from qcompile.training.adversarial import AdversarialTraining
 from qcompile.training.epochs import progress_bar
 from qcompile.training.judging import FrechetJudge
 
@@ -38,7 +38,7 @@ def train(options: argparse.Namespace) -> None:
             generator = Generator(channels=judge.images.shape[1], **kind)
             discriminator = Discriminator(judge.images.shape[1], **kind)
             networks, name = (generator, discriminator), f"{form}-{options.scale:g}"
-            run = Adversaries(name, *networks, judge.images, options.epochs, folder, judge)
+            run = AdversarialTraining(name, *networks, judge.images, options.epochs, folder, judge)
             run.train(bar)
             draw_images(run.sample(100), folder / f"{name}.png")
             runs.append(run)

@@ -20,7 +20,7 @@ from qcompile.models.gan import Discriminator, Generator, hinge_losses
 from qcompile.training.epochs import Epochs, Told
 from qcompile.training.extremes import ExtremeValues
 
-__all__ = ["Adversaries"]
+__all__ = ["AdversarialTraining"]
 
 BATCH, DECAY = 64, 0.999
 GENERATOR_RATE, DISCRIMINATOR_RATE, BETAS = 1e-4, 4e-4, (0.0, 0.9)
@@ -29,7 +29,7 @@ GENERATOR_RATE, DISCRIMINATOR_RATE, BETAS = 1e-4, 4e-4, (0.0, 0.9)
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-class Adversaries:
+class AdversarialTraining:
     """A generator, its average, a discriminator, and a checkpoint after each epoch.
 
     Args:

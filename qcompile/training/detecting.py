@@ -1,34 +1,29 @@
-"""Trains an SSD, in epochs, and measures its mean average precision."""
+"""Trains an SSD, measures its mean average precision and draws what it finds."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qcompile.analysis.pictures import Mark, draw_images
 from qcompile.data.detection_metrics import DetectionEvaluation
 from qcompile.data.detection_set import Annotated, DetectionSet
 from qcompile.data.image_tensors import image_tensors
 from qcompile.models.multibox import Detections, Targets, detect, multibox_loss, targets_of
-from qcompile.models.ssd import SSD
-from qcompile.optim import quadratic_groups
-from qcompile.training.epochs import Epochs, Told
-from qcompile.training.supervised import train_epoch
+from qcompile.models.ssd import SSD, Raw
+from qcompile.training.supervised import Recipe, SupervisedTraining
 
 __all__ = ["DetectorTraining"]
 
-BATCH, RATE, DECAY, CLIP = 32, 0.05, 5e-4, 2.0
+_RECIPE = Recipe(batch=32, rate=0.05, decay=5e-4, clip=2.0)
 
 
-class DetectorTraining:
-    """A detector, its data, and a checkpoint after each epoch; half the images are mirrored.
+class DetectorTraining(SupervisedTraining):
+    """A detector and its data; half the images are mirrored.
 
     Args:
         name: of the run.
@@ -46,6 +41,8 @@ class DetectorTraining:
         CheckpointError: see :class:`qcompile.training.epochs.Epochs`.
     """
 
+    model: SSD
+
     def __init__(
         self,
         name: str,
@@ -55,23 +52,23 @@ class DetectorTraining:
         epochs: int,
         folder: Path,
     ) -> None:
-        self.model, self._train, self.test = model, train, test
-        groups = quadratic_groups(model, RATE, scale=1.0, weight_decay=DECAY)
-        self._optimizer = torch.optim.SGD(groups, momentum=0.9)
-        self._steps = -(-len(train) // BATCH)
-        self._schedule = CosineAnnealingLR(self._optimizer, epochs * self._steps)
-        parts = {"model": model, "optimizer": self._optimizer, "schedule": self._schedule}
+        self._learnt, self.test = train, test
         settings = {"images": len(train), "classes": list(train.classes), "side": model.side}
-        self._epochs = Epochs(name, folder, parts, settings, epochs)
-        self.name, self.curve = name, self._epochs.curve
+        super().__init__(name, model, len(train), _RECIPE, epochs, folder, settings)
 
-    def train(self, bar: Progress | None = None) -> None:
-        """Train what is left of the epochs.
+    def batches(self) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield the training images and what their prior boxes are to say, at random."""
+        for batch in torch.randperm(len(self._learnt)).split(_RECIPE.batch):
+            images = [self._learnt[int(place)] for place in batch]
+            mirrored = (torch.rand(len(batch)) < 0.5).tolist()
+            images = [_mirror(i) if m else i for i, m in zip(images, mirrored, strict=True)]
+            boxes = [torch.from_numpy(each.boxes[~each.difficult]) for each in images]
+            labels = [torch.from_numpy(each.labels[~each.difficult]) for each in images]
+            yield _stacked(images), targets_of(boxes, labels, self.model.priors)
 
-        Raises:
-            TrainingError: the network diverges.
-        """
-        self._epochs.run(self._epoch, self._steps, bar)
+    def loss(self, outputs: Raw, targets: Targets) -> Tensor:
+        """Return the multibox loss."""
+        return multibox_loss(outputs, targets)
 
     def detect(self, images: Sequence[Annotated]) -> list[Detections]:
         """Return what is found in each image."""
@@ -95,34 +92,12 @@ class DetectorTraining:
     def measure(self) -> dict[str, float]:
         """Return the mean average precision on the test images, and that of each class."""
         evaluation = DetectionEvaluation(self.test.classes)
-        for start in range(0, len(self.test), BATCH):
-            stop = min(start + BATCH, len(self.test))
+        for start in range(0, len(self.test), _RECIPE.batch):
+            stop = min(start + _RECIPE.batch, len(self.test))
             images = [self.test[place] for place in range(start, stop)]
             for found, truth in zip(self.detect(images), images, strict=True):
                 evaluation.add(*found, truth)
         return evaluation.results()
-
-    def _epoch(self, told: Told) -> dict[str, float]:
-        began = time.perf_counter()
-        loss = train_epoch(
-            self.model,
-            self._batches(),
-            multibox_loss,
-            self._optimizer,
-            self._schedule,
-            clip=CLIP,
-            told=told,
-        )
-        return {"seconds": time.perf_counter() - began, "loss": loss, **self.measure()}
-
-    def _batches(self) -> Iterator[tuple[Tensor, Targets]]:
-        for batch in torch.randperm(len(self._train)).split(BATCH):
-            images = [self._train[int(place)] for place in batch]
-            mirrored = (torch.rand(len(batch)) < 0.5).tolist()
-            images = [_mirror(i) if m else i for i, m in zip(images, mirrored, strict=True)]
-            boxes = [torch.from_numpy(each.boxes[~each.difficult]) for each in images]
-            labels = [torch.from_numpy(each.labels[~each.difficult]) for each in images]
-            yield _stacked(images), targets_of(boxes, labels, self.model.priors)
 
 
 def _stacked(images: Sequence[Annotated]) -> Tensor:

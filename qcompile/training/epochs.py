@@ -73,17 +73,23 @@ class Epochs:
         Raises:
             CheckpointError: a checkpoint cannot be written.
         """
-        bar = bar or Progress(disable=True)
+        shown = bar or Progress(disable=True)
         done = len(self.curve)
-        task = bar.add_task(self.name, total=self.count * steps, completed=done * steps)
+        task = shown.add_task(self.name, total=self.count * steps, completed=done * steps)
 
         def told(loss: float) -> None:
-            bar.update(task, advance=1, description=f"{self.name} loss {loss:.3f}")
+            shown.update(task, advance=1, description=f"{self.name} loss {loss:.3f}")
 
         for number in range(done, self.count):
             torch.manual_seed(number)
             self.curve.append(dict(epoch(told)))
             self._save()
+            if bar is not None:
+                bar.console.print(f"{self.name}, epoch {number + 1}: {self._last()}", markup=False)
+
+    def _last(self) -> str:
+        """Say the figures of the last epoch."""
+        return ", ".join(f"{what} {value:.4g}" for what, value in self.curve[-1].items())
 
     def _save(self) -> None:
         tensors: dict[str, torch.Tensor] = {}

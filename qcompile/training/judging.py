@@ -13,7 +13,7 @@ from qcompile.analysis.frechet import Moments, frechet_distance, moments_of
 from qcompile.data.image_set import ImageSet
 from qcompile.data.image_tensors import image_tensors
 from qcompile.models import resnet14
-from qcompile.training.classifying import ImageClassifier
+from qcompile.training.classifying import ClassifierTraining
 
 __all__ = ["FrechetJudge"]
 
@@ -45,7 +45,7 @@ class FrechetJudge:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             network = resnet14(data.classes, channels=self.images.shape[1], scale=_SCALE)
-        self._classifier = ImageClassifier("judge", network, data, epochs, folder, side=side)
+        self._classifier = ClassifierTraining("judge", network, data, epochs, folder, side=side)
         self._embed, self._real = network.embed, Moments()
 
     def train(self, bar: Progress | None = None) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qcompile.training import classifying
+from qcompile.training import supervised
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_it_learns_draws_and_goes_on(example, tmp_path, capsys, monkeypatch):
     assert all(run[-1]["accuracy"] > 0.6 for run in told.values())
     for picture in ("curves.png", "predictions.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(classifying, "train_epoch", None)  # nothing is left to train
+    monkeypatch.setattr(supervised, "train_epoch", None)  # nothing is left to train
     capsys.readouterr()
     assert example.main(options(tmp_path, *models)) == 0
     assert f"{told['qresnet14'][-1]['accuracy']:.4f}" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qcompile.data.shapes import Shapes
-from qcompile.training import detecting
+from qcompile.training import supervised
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_it_learns_draws_and_goes_on(example, tmp_path, capsys, monkeypatch):
         assert f"{last['mAP']:.4f}" in told
     for picture in ("curves.png", "ssd7.png", "qssd7.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(detecting, "train_epoch", None)  # nothing is left to train
+    monkeypatch.setattr(supervised, "train_epoch", None)  # nothing is left to train
     assert example.main(drawn) == 0
     assert example.main([*drawn, "--images", "80"]) == 1
     assert "another run" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from qcompile.data.images import load
 from qcompile.errors import CheckpointError, ConfigurationError
 from qcompile.models import Discriminator, Generator
-from qcompile.training.adversarial import Adversaries
+from qcompile.training.adversarial import AdversarialTraining
 from qcompile.training.epochs import Epochs
 from qcompile.training.judging import FrechetJudge
 from qcompile.training.supervised import train_epoch
@@ -87,7 +87,7 @@ def adversaries(folder, epochs, judge=lambda sample: {}):
     torch.manual_seed(0)
     images = torch.rand(130, 1, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
     networks = Generator(4, scale=0.03, form="T4"), Discriminator(scale=0.03, form="T4")
-    return Adversaries("pair", *networks, images, epochs, folder, judge)
+    return AdversarialTraining("pair", *networks, images, epochs, folder, judge)
 
 
 def test_adversaries_go_on_to_the_same_bits_and_the_average_follows(tmp_path):
