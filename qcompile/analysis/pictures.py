@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from qcompile.errors import ConfigurationError
@@ -118,26 +119,39 @@ def draw_images(
     Raises:
         ConfigurationError: matplotlib is not installed, or the file cannot be written.
     """
-    rows = -(-len(images) // columns)
-    drawn = new_figure(columns * side, rows * side * (1.2 if titles else 1.0))
     shown = ((images.detach().float().cpu() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    count, height, width, channels = shown.shape
+    rows = -(-count // columns)
+    gap = 1 + width // 16
+    tall, wide = height + gap + (height // 4 if titles else 0), width + gap
+    canvas = np.ones((rows * tall, columns * wide, channels), np.float32)
+    drawn = new_figure(columns * side, rows * side * tall / wide)
+    axes = drawn.add_subplot()
+    axes.axis("off")
     for place, image in enumerate(shown):
-        axes = drawn.add_subplot(rows, columns, place + 1)
-        axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
-        axes.axis("off")
+        row, column = divmod(place, columns)
+        top, left = (row + 1) * tall - height, column * wide
+        canvas[top : top + height, left : left + width] = image
         if titles:
-            axes.set_title(titles[place], fontsize=9, color=colours[place] if colours else "black")
+            colour = colours[place] if colours else "black"
+            middle = left + width / 2
+            axes.text(middle, top - 1, titles[place], fontsize=8, color=colour, ha="center")
         for each in marks[place : place + 1]:
-            _mark(axes, each, image.shape[1], image.shape[0])
+            _mark(axes, each, (left - 0.5, top - 0.5), (width, height))
+    axes.imshow(canvas[..., 0] if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1)
     return save_figure(drawn, path)
 
 
-def _mark(axes: Any, marks: Sequence[Mark], width: int, height: int) -> None:
+def _mark(
+    axes: Any, marks: Sequence[Mark], corner: tuple[float, float], sides: tuple[int, int]
+) -> None:
     from matplotlib.patches import Rectangle
 
     for box, text, colour in marks:
-        left, top = box[0] * width - 0.5, box[1] * height - 0.5
-        sides = (box[2] - box[0]) * width, (box[3] - box[1]) * height
-        axes.add_patch(Rectangle((left, top), *sides, fill=False, edgecolor=colour, linewidth=1.5))
+        left, top = (corner[axis] + box[axis] * sides[axis] for axis in range(2))
+        wide, high = ((box[2 + axis] - box[axis]) * sides[axis] for axis in range(2))
+        axes.add_patch(
+            Rectangle((left, top), wide, high, fill=False, edgecolor=colour, linewidth=1.5)
+        )
         if text:
             axes.text(left, top - 1, text, fontsize=7, color=colour)
