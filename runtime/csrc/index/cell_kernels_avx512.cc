@@ -34,30 +34,37 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_
                        const EncodedQueries& queries, int64_t query, float* scores) {
   const int8_t *rows[kBlocks], *next[kBlocks];
   __m512i sums[kQueries][kBlocks];
+#pragma GCC unroll 8
   for (int b = 0; b < kBlocks; ++b) {
     const int32_t ahead = list[at + kBlocks + b < list.known() ? at + kBlocks + b : at + b];
     rows[b] = blocks.block(list[at + b]);
     next[b] = blocks.block(ahead);
     ask_for_terms(blocks.terms[ahead]);
     const __m512i start = _mm512_load_si512(blocks.terms[list[at + b]].correction);
+#pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) sums[q][b] = start;
   }
   const uint8_t* x = queries.values + query * queries.stride;
   for (int64_t step = 0; step < blocks.steps; ++step) {
     __m512i values[kBlocks];
+#pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
       values[b] = _mm512_loadu_si512(rows[b] + step * kStepBytes);
       __builtin_prefetch(next[b] + step * kStepBytes);
     }
+#pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
       const __m512i four = broadcast(x + q * queries.stride + step * kBlockDepth);
+#pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) {
-        sums[q][b] = _mm512_dpbusd_epi32(sums[q][b], four, values[b]);
+        add_dots(sums[q][b], four, values[b]);
       }
     }
   }
+#pragma GCC unroll 8
   for (int q = 0; q < kQueries; ++q) {
     float* out = scores + ((query + q) * list.count + at) * kBlockRows;
+#pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
       store_scores(sums[q][b], blocks.terms[list[at + b]], queries.scales[query + q],
                    out + b * kBlockRows);

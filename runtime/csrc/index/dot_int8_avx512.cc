@@ -23,15 +23,19 @@ struct Sums {
 
 template <int kQueries>
 QC_AVX512 inline void start(const DotQueries& queries, int64_t first, int offset, Sums* sums) {
+#pragma GCC unroll 8
   for (int q = 0; q < kQueries; ++q) {
     const __m512i start = _mm512_set1_epi32(-offset * queries.sums[first + q]);
+#pragma GCC unroll 8
     for (int b = 0; b < kTileBlocks; ++b) sums[q].of[b] = start;
   }
 }
 
 template <int kQueries>
 QC_AVX512 inline void finish(const Sums* sums, int32_t* dots) {
+#pragma GCC unroll 8
   for (int q = 0; q < kQueries; ++q) {
+#pragma GCC unroll 8
     for (int b = 0; b < kTileBlocks; ++b) {
       _mm512_storeu_si512(dots + q * kTileRows + b * kBlockRows, sums[q].of[b]);
     }
@@ -48,14 +52,17 @@ QC_AVX512 void some_dots(const int8_t* packed, const DotQueries& queries, int64_
   start<kQueries>(queries, first, 128, sums);
   for (int64_t step = 0; step < queries.steps; ++step) {
     __m512i values[kTileBlocks];
+#pragma GCC unroll 8
     for (int b = 0; b < kTileBlocks; ++b) {
       const int8_t* at = packed + b * bytes + step * kStepBytes;
       values[b] = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
     }
+#pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
       const __m512i four = broadcast(x + q * queries.stride + step * kBlockDepth);
+#pragma GCC unroll 8
       for (int b = 0; b < kTileBlocks; ++b) {
-        sums[q].of[b] = _mm512_dpbusd_epi32(sums[q].of[b], values[b], four);
+        add_dots(sums[q].of[b], values[b], four);
       }
     }
   }
@@ -68,10 +75,18 @@ QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, 
   const int64_t pairs = ceil_div(queries.steps, 2), bytes = pairs * kStepBytes;
   const int8_t* x = queries.values + first * queries.stride;
   const __m512i high = _mm512_set1_epi8(static_cast<char>(0xF0));
-  Sums sums[kQueries];
+  // Of few queries the sums would wait for each other: each has two.
+  constexpr int kApart = kQueries <= 2 ? kQueries : 0;
+  Sums sums[kQueries + kApart];
   start<kQueries>(queries, first, kRoughOffset, sums);
+#pragma GCC unroll 8
+  for (int q = 0; q < kApart; ++q) {
+#pragma GCC unroll 8
+    for (int b = 0; b < kTileBlocks; ++b) sums[kQueries + q].of[b] = _mm512_setzero_si512();
+  }
   for (int64_t pair = 0; pair < pairs; ++pair) {
     __m512i former[kTileBlocks], latter[kTileBlocks];
+#pragma GCC unroll 8
     for (int b = 0; b < kTileBlocks; ++b) {
       const uint8_t* at = rough + b * bytes + pair * kStepBytes;
       __builtin_prefetch(at + kAhead);
@@ -79,14 +94,22 @@ QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, 
       former[b] = _mm512_and_si512(_mm512_slli_epi16(both, 4), high);
       latter[b] = _mm512_and_si512(both, high);
     }
+#pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
       const int8_t* at = x + q * queries.stride + 2 * pair * kBlockDepth;
       const __m512i four = broadcast(at), next = broadcast(at + kBlockDepth);
+#pragma GCC unroll 8
       for (int b = 0; b < kTileBlocks; ++b) {
-        __m512i& sum = sums[q].of[b];
-        sum = _mm512_dpbusd_epi32(sum, former[b], four);
-        sum = _mm512_dpbusd_epi32(sum, latter[b], next);
+        add_dots(sums[q].of[b], former[b], four);
+        add_dots(sums[kApart > 0 ? kQueries + q : q].of[b], latter[b], next);
       }
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < kApart; ++q) {
+#pragma GCC unroll 8
+    for (int b = 0; b < kTileBlocks; ++b) {
+      sums[q].of[b] = _mm512_add_epi32(sums[q].of[b], sums[kQueries + q].of[b]);
     }
   }
   finish<kQueries>(sums, dots + first * kTileRows);
