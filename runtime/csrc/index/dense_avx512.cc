@@ -99,16 +99,19 @@ QC_AVX512 void transpose(const Dense& dense, int64_t first, int64_t end, float* 
 template <int kQueries>
 QC_AVX512 void multiply_panel(const DensePanel& panel, float* sums) {
   __m512 low[kQueries], high[kQueries];
+#pragma GCC unroll 16
   for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm512_setzero_ps();
   for (int64_t j = 0; j < panel.depth; ++j) {
     const __m512 w0 = _mm512_loadu_ps(panel.rows + j * kPanelRows);
     const __m512 w1 = _mm512_loadu_ps(panel.rows + j * kPanelRows + kWidth);
+#pragma GCC unroll 16
     for (int q = 0; q < kQueries; ++q) {
       const __m512 x = _mm512_set1_ps(panel.queries[j * kQueries + q]);
       low[q] = _mm512_fmadd_ps(w0, x, low[q]);
       high[q] = _mm512_fmadd_ps(w1, x, high[q]);
     }
   }
+#pragma GCC unroll 16
   for (int q = 0; q < kQueries; ++q) {
     _mm512_storeu_ps(sums + q * kPanelRows, low[q]);
     _mm512_storeu_ps(sums + q * kPanelRows + kWidth, high[q]);
