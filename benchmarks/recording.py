@@ -26,7 +26,11 @@ def machine() -> str:
 
 
 def record(
-    path: Path | None, packages: Iterable[str], rows: Iterable[Any], bars: list[dict[str, Any]]
+    path: Path | None,
+    packages: Iterable[str],
+    rows: Iterable[Any],
+    bars: list[dict[str, Any]],
+    device: str | None = None,
 ) -> int:
     """Write the figures, whole or not at all, and return the exit status that the bars ask for.
 
@@ -35,10 +39,11 @@ def record(
         packages: distributions whose versions matter.
         rows: dataclasses, one a measurement.
         bars: ``name``, ``value``, ``target`` and ``ok`` of each.
+        device: what was measured, if not the processor.
     """
     if path is not None:
         document = {
-            "machine": machine(),
+            "machine": device or machine(),
             "load_average": round(os.getloadavg()[0], 2),
             "versions": {name: version(name) for name in packages},
             "rows": [asdict(row) for row in rows],

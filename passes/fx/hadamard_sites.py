@@ -182,8 +182,10 @@ class _Finder:
             if others:
                 return f"the value {node.name} is used elsewhere, too"
         places = [place for place, node in enumerate(self._nodes) if node in site.nodes]
-        for node in self._nodes[places[0] : places[-1]]:
-            if node not in site.nodes and _mutates(self._module, node):
+        for node in self._nodes[places[0] : places[-1] + 1]:
+            # What the layers have computed nobody else sees.
+            own = node in site.nodes and argument(node, 0, "input") in site.nodes
+            if not own and _mutates(self._module, node):
                 return f"{node.name} changes a value in place between the layers"
         return ""
 

@@ -1,0 +1,1 @@
+"""What ``triton_quadratic.py`` measures on a GPU, part by part."""
