@@ -60,9 +60,9 @@ FULL = Plan(
     3,
     10_000,
     (20_000, Recipe(4)),
-    (6_000, Recipe(4)),
+    (10_000, Recipe(6, batch=64)),
     (4_000, Recipe(3, rate=0.05, scale=0.3)),
-    (3_000, BuildConfig(epochs=3, lr=0.1, clip=0.5)),
+    (6_000, BuildConfig(parameters=84_000, epochs=4, lr=0.1, clip=0.5)),
 )
 QUICK = Plan(
     1,

@@ -131,7 +131,7 @@ class BuildResult:
             kept = [step for step in self.steps if step.kept and step.action != "first-order"]
             for steps, style in (
                 ([s for s in self.steps if s.action == "first-order"], "s"),
-                ([s for s in self.steps if not s.kept], "x"),
+                ([s for s in self.steps if not s.kept and s.action != "first-order"], "x"),
             ):
                 points = [getattr(s, what) for s in steps], [s.metric for s in steps]
                 axes.plot(*points, style, label="first-order" if style == "s" else "not kept")
@@ -139,5 +139,6 @@ class BuildResult:
                 [getattr(s, what) for s in kept], [s.metric for s in kept], "o-", label="kept"
             )
             axes.set(xlabel="FLOPs" if what == "flops" else what, ylabel="metric")
+            axes.locator_params(axis="x", nbins=4)
         axes.legend()
         return save_figure(drawn, path)
