@@ -24,10 +24,12 @@ template <int kRows>
 QC_AVX512 void dot_rows(const Dense& dense, const float* x, int64_t row, float* scores) {
   const float* w = dense.weight + row * dense.depth;
   __m512 sums[kRows];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
   int64_t j = 0;
   for (; j + kWidth <= dense.depth; j += kWidth) {
     const __m512 part = _mm512_loadu_ps(x + j);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(w + r * dense.depth + j), part, sums[r]);
     }
@@ -35,11 +37,13 @@ QC_AVX512 void dot_rows(const Dense& dense, const float* x, int64_t row, float* 
   if (j < dense.depth) {
     const __mmask16 mask = first_lanes(dense.depth - j);
     const __m512 part = _mm512_maskz_loadu_ps(mask, x + j);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m512 values = _mm512_maskz_loadu_ps(mask, w + r * dense.depth + j);
       sums[r] = _mm512_fmadd_ps(values, part, sums[r]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     scores[r] = pairwise_sum(sums[r]) + dense.bias[row + r];
   }

@@ -15,6 +15,7 @@ QC_AVX512 inline __m512 load_dots(const int32_t* dots) {
 QC_AVX512 uint64_t reach(const Tile& tile, const GroupDots& group, const float* bars,
                          uint64_t* rows) {
   __m512 scales[kTileBlocks], biases[kTileBlocks];
+#pragma GCC unroll 4
   for (int64_t b = 0; b < kTileBlocks; ++b) {
     scales[b] = _mm512_loadu_ps(tile.scale + b * kBlockRows);
     biases[b] = _mm512_loadu_ps(tile.bias + b * kBlockRows);
@@ -24,6 +25,7 @@ QC_AVX512 uint64_t reach(const Tile& tile, const GroupDots& group, const float* 
     const __m512 scale = _mm512_set1_ps(group.scales[q]), width = _mm512_set1_ps(group.widths[q]);
     const __m512 bar = _mm512_set1_ps(bars[q]);
     __mmask16 kept[kTileBlocks];
+#pragma GCC unroll 4
     for (int64_t b = 0; b < kTileBlocks; ++b) {
       const __m512 dots = load_dots(group.dots + q * kTileRows + b * kBlockRows);
       const __m512 product = _mm512_fmadd_ps(dots, scale, width);
@@ -33,6 +35,7 @@ QC_AVX512 uint64_t reach(const Tile& tile, const GroupDots& group, const float* 
     if (_kortestz_mask16_u8(_kor_mask16(kept[0], kept[1]), _kor_mask16(kept[2], kept[3]))) continue;
     any |= uint64_t{1} << q;
     rows[q] = 0;
+#pragma GCC unroll 4
     for (int64_t b = 0; b < kTileBlocks; ++b) rows[q] |= uint64_t{kept[b]} << (b * kBlockRows);
   }
   return any;
