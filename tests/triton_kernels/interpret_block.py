@@ -12,6 +12,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).parents[1]))
 from memory_levels import inputs, layer, randomised, step
 
+from qcompile.config import NORMS
 from qcompile.nn import QuadraticBlock
 from qcompile.nn.quadratic import fused
 from qcompile.triton_kernels.batch_norm_block.passes import (
@@ -172,12 +173,14 @@ def check_layers():
     """Hybrid back-propagation by kernels is level 0's step up to rounding."""
     used = []
     fused.takes = lambda plan, x: used.append(plan) or plan.activation in fused._ACTIVATIONS
-    for number, (form, norms) in enumerate(
-        itertools.product(("T1L", "T3", "T2_4", "Quadra"), ("both", "branch", "none"))
-    ):
-        level, dims = (1, 3)[number % 2], (0, 2)[number % 3 > 0]
-        pool = nn.MaxPool2d(2) if dims and number % 2 else None
-        end = nn.ReLU() if number % 4 else None
+    forms = list(enumerate(("T1L", "T3", "T2_4", "Quadra")))
+    for (row, form), (column, norms) in itertools.product(forms, enumerate(NORMS)):
+        number = 4 * row + column
+        level = (1, 3)[(row + column) % 2]
+        dims = 0 if number in (0, 5, 10, 15) else 2
+        pool = nn.MaxPool2d(2) if dims and number // 2 % 2 else None
+        fused.POOL_ELEMENTS = (400, 1 << 20)[row % 2]
+        end = None if number in (4, 9, 14) else nn.ReLU()
         made = randomised(QuadraticBlock(layer(dims, form), norms, end, pool))
         both = [copy.deepcopy(made) for _ in range(2)]
         agree(both, inputs(dims), level)
@@ -192,7 +195,6 @@ def check_layers():
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    fused.POOL_ELEMENTS = 400
     check_blocks()
     check_large_means()
     check_layers()

@@ -7,7 +7,8 @@ from offline import Kernel
 
 from qcompile.triton_kernels.elementwise.walk import ELEMENTS, NUM_WARPS, Walk
 
-ELEMENT_TYPES = ("fp64", "fp32", "fp16", "bf16")
+ELEMENT_TYPES = ("fp64", "fp32", "bf16")
+"""fp16 is computed as bf16 is."""
 
 CONSTANTS = ("scale", "shift", "slope", "offset", "mean", "rstd", "partial", "plain", "projected")
 """Tensors in the type that is computed in."""

@@ -123,6 +123,9 @@ def block_forward(
         updated.extend(new)
 
     for slot, (norm, x) in enumerate(zip(block.norms, branches.present, strict=True)):
+        if not block.of_branches:
+            statistics.append(None)
+            continue
         fix(slot, norm, Branches(x, None, None), Term("none"), None)
     y = a if overwrite else walk.empty(a)
     last = len(block.norms)

@@ -40,14 +40,15 @@ def place(
     ``sizes`` are rows, units of ``align`` columns, tiles beside each other, and channels.
     """
     rows, units, column_tiles, channels = sizes
+    columns = units.to(tl.int64) * align
     if channels_last:
         row = tile * R + tl.arange(0, R)
         column = group * L + tl.arange(0, L)
-        channels = units * align
+        channels = columns
     else:
         row = tile // column_tiles * R + tl.arange(0, R)
         column = tile % column_tiles * L + tl.arange(0, L)
-    mask = (row < rows)[:, None] & (column < units * align)[None, :]
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
     return row, column, group, mask, channels
 
 
@@ -55,9 +56,9 @@ def place(
 def offsets(strides, spot, channels_last: tl.constexpr, align: tl.constexpr):
     """Return where elements of a tile lie; strides of rows and groups are in units of ``align``."""
     row, column, group, _, _ = spot
-    where = row[:, None] * (strides[0] * align) + column[None, :]
+    where = row[:, None] * (strides[0].to(tl.int64) * align) + column[None, :]
     if not channels_last:
-        where += group * (strides[1] * align)
+        where += group * (strides[1].to(tl.int64) * align)
     return where
 
 

@@ -45,7 +45,7 @@ def before(
     if channels_last:
         return tl.minimum(tile * R, rows)
     else:  # noqa: RET505  Triton compiles one of the two
-        columns = units * align
+        columns = units.to(tl.int64) * align
         above = tl.minimum(tile // column_tiles * R, rows)
         beside = tl.minimum(tile % column_tiles * L, columns)
         return above * columns + tl.minimum(rows - above, R) * beside

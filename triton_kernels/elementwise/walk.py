@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -48,7 +49,7 @@ class Walk:
     align: int
     elements: int = ELEMENTS
 
-    @property
+    @cached_property
     def tile(self) -> tuple[int, int]:
         """Rows and columns of a tile: the widest one that wastes little of the columns."""
         if self.kind == FLAT:
@@ -59,22 +60,22 @@ class Walk:
         width = max(width for width in widths if padded[width] <= 1.25 * fewest)
         return self.elements // width, width
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Number of matrices, or of blocks of columns where these are channels."""
         return -(-self.columns // self.tile[1]) if self.kind == LAST else self.channels
 
-    @property
+    @cached_property
     def column_tiles(self) -> int:
         """Tiles beside each other within a group."""
         return 1 if self.kind == LAST else -(-self.columns // self.tile[1])
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Tiles of a group."""
         return -(-self.rows // self.tile[0]) * self.column_tiles
 
-    @property
+    @cached_property
     def per_chunk(self) -> int:
         """Tiles that one program of a reduction takes."""
         return -(-self.tiles // max(1, min(self.tiles, CHUNKS // self.groups)))

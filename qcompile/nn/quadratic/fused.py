@@ -175,8 +175,10 @@ class FusedBackward:
         assert self._backward is not None
         like = next(iter(self._pre.values()))
         batch = len(like)
-        towards = torch.empty_like(like, dtype=self._grad.dtype)
         step = max(1, POOL_ELEMENTS * batch // like.numel())
+        if step >= batch:
+            return self._plan.pool_backward(self._grad, self._backward.output(slice(None)))
+        towards = torch.empty_like(like, dtype=self._grad.dtype)
         for start in range(0, batch, step):
             rows = slice(start, start + step)
             towards[rows] = self._plan.pool_backward(self._grad[rows], self._backward.output(rows))
