@@ -27,6 +27,12 @@ CAPABILITIES = (80, 90, 100)
 SLACK_REGISTERS = 16
 """How many more registers another release of Triton may take."""
 
+MOST_SPILLS = 2
+"""Instructions of a loop that may touch the stack: an address is kept there, say."""
+
+MOST_STACK = 64
+"""Bytes of stack that a thread may have."""
+
 TENSOR_CORE = {"wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma", "mma": r"\bmma\.sync"}
 
 
@@ -59,8 +65,9 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
     """Compile a kernel.
 
     Returns:
-        ``registers`` and ``stack`` bytes a thread, ``shared`` bytes a block, ``tensor_core`` the
-        kind of its matrix instructions (or ""), ``wide`` whether it loads 16 bytes at a time.
+        ``registers`` and ``stack`` bytes a thread, ``spills``: loads and stores of the stack within
+        loops, ``shared`` bytes a block, ``tensor_core``: the kind of its matrix instructions (or
+        ""), ``wide``: whether it loads 16 bytes at a time.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -95,11 +102,33 @@ def _resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, f"cuobjdump says nothing of registers: {text}"
-    return {"registers": int(found[1]), "stack": int(found[2])}
+        usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+        code = _output(knobs.nvidia.nvdisasm.path, "--print-code", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, f"cuobjdump says nothing of registers: {usage}"
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spills": spills_in_loops(code.splitlines()),
+    }
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def spills_in_loops(code: list[str]) -> int:
+    """Count the instructions between a label and a jump back to it that touch the stack."""
+    labels: dict[str, int] = {}
+    spilling: set[int] = set()
+    for line, text in enumerate(code):
+        if label := re.match(r"(\.L\w+):", text):
+            labels[label[1]] = line
+        target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", text)
+        if target and target[1] in labels:
+            body = range(labels[target[1]], line)
+            spilling |= {i for i in body if re.search(r"\b(STL|LDL)\b", code[i])}
+    return len(spilling)
 
 
 def kernels() -> Iterator[Kernel]:
@@ -119,7 +148,9 @@ def complaints(
         recorded: what the table has.
         same: whether the table was made by this release of Triton, and so must be met exactly.
     """
-    if measured["stack"]:
+    if measured["spills"] > MOST_SPILLS:
+        yield f"registers spill within a loop: {measured['spills']} instructions"
+    if measured["stack"] > MOST_STACK:
         yield f"registers spill: {measured['stack']} bytes of stack a thread"
     if kernel.wide and not measured["wide"]:
         yield "loads are not 16 bytes wide"

@@ -1,6 +1,8 @@
 """The operator of quadratic linear layers as torch sees it, on a CPU."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn import QuadraticLinear
 from qcompile.nn.quadratic.formulas import FORMULAS, Term
 from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.quadratic_linear import op
 from qcompile.triton_kernels.quadratic_linear.forms import ACTIVATIONS, FORMS
 from qcompile.triton_kernels.quadratic_linear.op import (
     fused_quadratic_linear,
     fused_quadratic_linear_backward,
     quadratic_linear,
 )
+from qcompile.triton_kernels.quadratic_linear.reference import quadratic_linear_reference
 
 GATED = ("T4", "T2_4", "Quadra")
 CASES = [
@@ -87,11 +91,14 @@ def test_equals_the_formula():
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_operators_pass_opcheck(case):
     given = arguments(case[0])
-    torch.library.opcheck(fused_quadratic_linear, (*given, *case))
+    torch.library.opcheck(fused_quadratic_linear, (*given, *case, "auto", True))
     grad = torch.randn(3, 2, 4, dtype=torch.float64)
     needs = [t is not None for t in given]
     detached = [t if t is None else t.detach() for t in given]
-    torch.library.opcheck(fused_quadratic_linear_backward, (grad, *detached, *case, needs))
+    nothing = (torch.empty(0), torch.empty(0))
+    torch.library.opcheck(
+        fused_quadratic_linear_backward, (grad, *detached, *nothing, *case, "auto", needs)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -99,7 +106,7 @@ def test_gradients_of_first_and_second_order(case):
     given = arguments(case[0], rows=(3,), inputs=3, outputs=2)
 
     def compute(*tensors):
-        return fused_quadratic_linear(*tensors, *case)
+        return fused_quadratic_linear(*tensors, *case, "auto", True)[0]
 
     assert torch.autograd.gradcheck(compute, given)
     assert torch.autograd.gradgradcheck(compute, given)
@@ -108,7 +115,7 @@ def test_gradients_of_first_and_second_order(case):
 def test_only_needed_gradients_are_returned():
     given = [None if t is None else t.detach() for t in arguments("Quadra")]
     given[2].requires_grad_()
-    y = fused_quadratic_linear(*given, "Quadra", "none", "none")
+    y = fused_quadratic_linear(*given, "Quadra", "none", "none", "auto", True)[0]
     y.sum().backward()
     x, A, _, _, a, *_ = given
     wanted = (x @ A.t() + a).flatten(0, 1).t() @ x.flatten(0, 1)
@@ -117,7 +124,9 @@ def test_only_needed_gradients_are_returned():
 
 def test_one_tensor_as_several_branches():
     x, W, *_ = arguments("T3")
-    y = fused_quadratic_linear(x, W, W, W, None, None, None, "Quadra", "none", "none")
+    y = fused_quadratic_linear(
+        x, W, W, W, None, None, None, "Quadra", "none", "none", "auto", True
+    )[0]
     found = torch.autograd.grad(y.sum(), (x, W))
     plain = x @ W.t()
     wanted = torch.autograd.grad((plain * plain + plain).sum(), (x, W))
@@ -129,7 +138,7 @@ def test_one_tensor_as_several_branches():
 def test_empty_dimensions(shape):
     rows, inputs, outputs = shape
     given = arguments("Quadra", rows=(rows,), inputs=inputs, outputs=outputs)
-    y = fused_quadratic_linear(*given, "Quadra", "silu", "none")
+    y = fused_quadratic_linear(*given, "Quadra", "silu", "none", "auto", True)[0]
     assert y.shape == (rows, outputs)
     y.sum().backward()
     assert all(t is None or t.grad.shape == t.shape for t in given)
@@ -139,10 +148,12 @@ def test_empty_dimensions(shape):
 def test_autocast_lowers_the_operator(dtype):
     given = arguments("Quadra", dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        y = fused_quadratic_linear(*given, "Quadra", "silu", "none")
+        y = fused_quadratic_linear(*given, "Quadra", "silu", "none", "auto", True)[0]
     lowered = [t if t is None else t.detach().to(dtype) for t in given]
     assert y.dtype == dtype
-    assert torch.equal(y, fused_quadratic_linear(*lowered, "Quadra", "silu", "none"))
+    assert torch.equal(
+        y, fused_quadratic_linear(*lowered, "Quadra", "silu", "none", "auto", True)[0]
+    )
     y.float().sum().backward()
     assert given[0].grad.dtype == torch.float32
 
@@ -178,7 +189,9 @@ def test_the_operator_under_export_and_compile():
 
         def forward(self, x):
             weights = (self.gate.weight, self.up.weight, None)
-            return fused_quadratic_linear(x, *weights, None, None, None, "T4", "silu", "none")
+            return fused_quadratic_linear(
+                x, *weights, None, None, None, "T4", "silu", "none", "auto", True
+            )[0]
 
     model, x = Model(), torch.randn(3, 5)
     wanted = model(x)
@@ -193,13 +206,41 @@ def test_the_operator_under_export_and_compile():
     torch.testing.assert_close(gradient, model.up.weight.grad)
 
 
+def test_a_compiler_meets_the_operator_where_depth_is_small(monkeypatch):
+    monkeypatch.setattr(op, "fusible", lambda *tensors: True)  # as if on a GPU
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for depth, fused in ((op.FUSED_DEPTH, True), (op.FUSED_DEPTH + 1, False)):
+        x, A, B, *_ = arguments("T4", inputs=depth, dtype=torch.bfloat16)
+        torch._dynamo.reset()
+        compiled = torch.compile(quadratic_linear, backend=backend, fullgraph=True)
+        with torch.no_grad():
+            wanted = quadratic_linear_reference(
+                x, {"a": A, "b": B}, {"a": None, "b": None}, "T4", "silu", "none"
+            )
+            torch.testing.assert_close(compiled(x, A, B, gate="silu"), wanted)
+        assert any("quadratic_linear" in str(n.target) for n in graphs[-1].graph.nodes) == fused
+
+
+def test_graphs_record_the_kernels():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("trace_quadratic_linear.py")
+    subprocess.run([sys.executable, str(script)], check=True, timeout=300)
+
+
 def test_works_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)  # what importing it finds
     has_triton.cache_clear()
     try:
         given = arguments("Quadra")
         wanted = quadratic_linear(*given, form="Quadra")
-        assert torch.equal(fused_quadratic_linear(*given, "Quadra", "none", "none"), wanted)
+        assert torch.equal(
+            fused_quadratic_linear(*given, "Quadra", "none", "none", "auto", True)[0], wanted
+        )
     finally:
         has_triton.cache_clear()
 

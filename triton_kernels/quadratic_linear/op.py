@@ -7,19 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qcompile.ops import DOMAIN
-from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.dispatch import can_measure, dispatcher
+from qcompile.triton_kernels.hadamard.op import hadamard, has_triton
+from qcompile.triton_kernels.quadratic_linear.call import FUSED_DEPTH, QuadraticLinearCall
 from qcompile.triton_kernels.quadratic_linear.checks import check_tensors
 from qcompile.triton_kernels.quadratic_linear.forms import checked_form
+from qcompile.triton_kernels.quadratic_linear.problem import Problem
 from qcompile.triton_kernels.quadratic_linear.reference import (
     branch_values,
     by_letter,
-    combine_backward,
-    products_backward,
+    combine,
     quadratic_linear_reference,
 )
+from qcompile.triton_kernels.quadratic_linear.strategies import Strategy, backward, forward
+from qcompile.triton_kernels.registration import FUSIBLE, fusible, kernel_op
 
 _NAMES = ("x", "weight_a", "weight_b", "weight_c", "bias_a", "bias_b", "bias_c")
 
@@ -75,30 +78,46 @@ def quadratic_linear(
         ConfigurationError: a name is unknown, the form has xᵀWx, or a gate has no factor to act on.
         DataError: shapes, types or devices do not fit.
     """
-    tensors = (x, weight_a, weight_b, weight_c, bias_a, bias_b, bias_c)
+    tensors: tuple[Any, ...] = (x, weight_a, weight_b, weight_c, bias_a, bias_b, bias_c)
     if has_torch_function(tensors):  # fx proxies among others, which make this call a node
         return handle_torch_function(
             quadratic_linear, tensors, *tensors, form=form, gate=gate, activation=activation
         )
     form = checked_form(form, gate, activation)
     check_tensors(x, tensors[1:4], tensors[4:], form)
-    if not _is_fusible(tensors):
-        weights, biases = by_letter(form, *tensors[1:4]), by_letter(form, *tensors[4:])
-        return quadratic_linear_reference(x, weights, biases, form, gate, activation)
-    return fused_quadratic_linear(*tensors, form, gate, activation)
+    weights, biases = by_letter(form, *tensors[1:4]), by_letter(form, *tensors[4:])
+    options = (form, gate, activation)
+    if fusible(*(t for t in tensors if t is not None)):
+        rows = _rows(x)
+        training = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in tensors
+        )
+        lowered = _lowered(x.device.type)
+        strategy = _strategy(Problem(rows, weights, biases, *options, lowered), training)
+        if strategy != "plain":
+            y = fused_quadratic_linear(rows, *tensors[1:], *options, strategy, training)[0]
+            return y.view(*x.shape[:-1], y.shape[-1])
+    return combine(branch_values(x, weights, biases, form), *options, hadamard)
 
 
-def _is_fusible(tensors: tuple[Any, ...]) -> bool:
-    x = tensors[0]
-    return (
-        x.is_cuda
-        and has_triton()
-        and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
-        and not torch._C._are_functorch_transforms_active()
-        and not any(is_traceable_wrapper_subclass(t) for t in tensors if t is not None)
-    )
+def _strategy(problem: Problem, training: bool) -> str:
+    """Choose; in a graph that is compiled by type and depth, as a compiler cannot see the rest.
+
+    Plain torch is what a compiler fuses well itself where products are bound by arithmetic.
+    """
+    if torch.compiler.is_compiling():
+        half = problem.dtype != torch.float32
+        return "auto" if half and problem.x.shape[1] <= FUSED_DEPTH else "plain"
+    if problem.is_empty:
+        return "plain"
+    with torch.no_grad():
+        call = QuadraticLinearCall(problem, training)
+        return dispatcher().choose(call, can_measure(problem.x))
+
+
+def _lowered(device: str) -> torch.dtype | None:
+    """Return the type that autocast computes in, or ``None`` if it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -106,7 +125,36 @@ def _rows(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
 
 
-@torch.library.triton_op(f"{DOMAIN}::quadratic_linear", mutates_args=())
+def _problem(
+    x: Tensor,
+    weight_a: Tensor,
+    weight_b: Tensor | None,
+    weight_c: Tensor | None,
+    bias_a: Tensor | None,
+    bias_b: Tensor | None,
+    bias_c: Tensor | None,
+    form: str,
+    gate: str,
+    activation: str,
+) -> Problem:
+    weights = by_letter(form, weight_a, weight_b, weight_c)
+    biases = by_letter(form, bias_a, bias_b, bias_c)
+    return Problem(_rows(x), weights, biases, form, gate, activation)
+
+
+def _parsed(name: str, problem: Problem, training: bool) -> Strategy:
+    """Read the name of a strategy, chosen here for ``auto``; there may be no other than plain."""
+    x = problem.x
+    if not (x.is_cuda and has_triton() and x.dtype in FUSIBLE):
+        return Strategy("plain")
+    if name == "auto":
+        name = dispatcher().choose(QuadraticLinearCall(problem, training), measure=False)
+        # A compiler fuses element-wise operations by itself, but does not merge products.
+        name = "concat" if name == "plain" else name
+    return Strategy.parse(name)
+
+
+@kernel_op(f"{DOMAIN}::quadratic_linear")
 def fused_quadratic_linear(
     x: Tensor,
     weight_a: Tensor,
@@ -118,16 +166,36 @@ def fused_quadratic_linear(
     form: str,
     gate: str,
     activation: str,
-) -> Tensor:
-    """Compute the layer without recording; arguments as :func:`quadratic_linear`, checked."""
-    weights = by_letter(form, weight_a, weight_b, weight_c)
-    biases = by_letter(form, bias_a, bias_b, bias_c)
-    rows = _rows(x)
-    y = quadratic_linear_reference(rows, weights, biases, form, gate, activation)
-    return y.reshape(*x.shape[:-1], weight_a.shape[0])
+    strategy: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the layer; arguments as :func:`quadratic_linear`, checked.
+
+    Args:
+        x: [..., K].
+        weight_a: [N, K].
+        weight_b: likewise, or ``None``.
+        weight_c: likewise, or ``None``.
+        bias_a: [N] or ``None``.
+        bias_b: likewise.
+        bias_c: likewise.
+        form: canonical name.
+        gate: name of the gate.
+        activation: name of the activation.
+        strategy: see :mod:`qcompile.triton_kernels.quadratic_linear.strategies`, or ``auto``.
+        keep: whether a backward pass follows.
+
+    Returns:
+        The output [..., N], and what the strategy keeps for its backward pass.
+    """
+    problem = _problem(
+        x, weight_a, weight_b, weight_c, bias_a, bias_b, bias_c, form, gate, activation
+    )
+    y, factors, added = forward(problem, _parsed(strategy, problem, keep), keep)
+    return y.view(*x.shape[:-1], y.shape[-1]), factors, added
 
 
-@torch.library.triton_op(f"{DOMAIN}::quadratic_linear_backward", mutates_args=())
+@kernel_op(f"{DOMAIN}::quadratic_linear_backward")
 def fused_quadratic_linear_backward(
     grad: Tensor,
     x: Tensor,
@@ -137,44 +205,50 @@ def fused_quadratic_linear_backward(
     bias_a: Tensor | None,
     bias_b: Tensor | None,
     bias_c: Tensor | None,
+    factors: Tensor,
+    added: Tensor,
     form: str,
     gate: str,
     activation: str,
+    strategy: str,
     needs: list[bool],
 ) -> list[Tensor]:
     """Return the gradients of those of x, weights and biases, in this order, that are needed."""
-    weights = by_letter(form, weight_a, weight_b, weight_c)
-    biases = by_letter(form, bias_a, bias_b, bias_c)
+    problem = _problem(
+        x, weight_a, weight_b, weight_c, bias_a, bias_b, bias_c, form, gate, activation
+    )
     wanted = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
-    rows = _rows(x)
-    values = branch_values(rows, weights, biases, form)
-    found = combine_backward(_rows(grad), values, form, gate, activation)
-    gradients = products_backward(found, rows, weights, form, frozenset(wanted))
-    return [
-        gradients[name].reshape(x.shape if name == "x" else gradients[name].shape)
-        for name in wanted
-    ]
+    chosen = _parsed(strategy, problem, training=True)
+    found = backward(problem, _rows(grad), (factors, added), chosen, frozenset(wanted))
+    return [found[name].view(x.shape) if name == "x" else found[name] for name in wanted]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.form, ctx.gate, ctx.activation = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.options = inputs[len(_NAMES) : -2]
+    ctx.strategy = inputs[-2]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[: len(_NAMES)], *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    *tensors, factors, added = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[: len(_NAMES)])
-    options = (ctx.form, ctx.gate, ctx.activation)
-    if torch.is_grad_enabled():
-        gradients = _recorded(grad, tensors, options, needs)
+    gradients: Any = ()
+    if grad is None:
+        needs = [False] * len(_NAMES)
+    elif torch.is_grad_enabled():
+        gradients = _recorded(grad, tensors, ctx.options, needs)
     else:
-        gradients = fused_quadratic_linear_backward(grad, *tensors, *options, needs)
+        gradients = fused_quadratic_linear_backward(
+            grad, *tensors, factors, added, *ctx.options, ctx.strategy, needs
+        )
     found = iter(gradients)
-    return (*(next(found) if needed else None for needed in needs), None, None, None)
+    return (*(next(found) if needed else None for needed in needs), *[None] * 5)
 
 
 def _recorded(
-    grad: Tensor, tensors: tuple[Any, ...], options: tuple[str, str, str], needs: list[bool]
+    grad: Tensor, tensors: list[Any], options: tuple[str, str, str], needs: list[bool]
 ) -> tuple[Tensor, ...]:
     """Return gradients that can be differentiated again: those of plain torch, recomputed."""
     form = options[0]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
+from qcompile.triton_kernels.hadamard.reference import hadamard_reference
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
 
 _ATEN = torch.ops.aten
@@ -44,19 +45,36 @@ def by_letter(form: str, *tensors: Any) -> Branches:
     return dict(zip(FORMS[form].letters, tensors, strict=False))
 
 
-def combine(values: Branches, form: str, gate: str, activation: str) -> Any:
-    """Return act(gate(first) ∘ second + added) of what the branches compute, each [..., N]."""
+def combine(
+    values: Branches,
+    form: str,
+    gate: str,
+    activation: str,
+    multiply: Callable[..., Any] = hadamard_reference,
+) -> Any:
+    """Return act(gate(first) ∘ second + added) of what the branches compute, each [..., N].
+
+    ``multiply`` computes first ∘ second + added.
+    """
     spec = FORMS[form]
     y = values[spec.added] if spec.added else None
     if spec.factors:
         first, second = (values[letter] for letter in spec.factors)
-        product = ACTIVATE[gate](first) * second
-        y = product if y is None else product + y
+        y = multiply(ACTIVATE[gate](first), second, y)
     return ACTIVATE[activation](y)
 
 
+def _multiply_backward(grad: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return grad * second, grad * first
+
+
 def combine_backward(
-    grad: Tensor, values: Branches, form: str, gate: str, activation: str
+    grad: Tensor,
+    values: Branches,
+    form: str,
+    gate: str,
+    activation: str,
+    multiply_backward: Callable[..., tuple[Tensor, Tensor]] = _multiply_backward,
 ) -> dict[str, Tensor]:
     """Return the gradients of the branches' values.
 
@@ -66,6 +84,7 @@ def combine_backward(
         form: canonical name.
         gate: name of the gate.
         activation: name of the activation.
+        multiply_backward: gradients of two factors, from that of their product and them.
     """
     spec = FORMS[form]
     found: dict[str, Tensor] = {}
@@ -75,12 +94,12 @@ def combine_backward(
         found[spec.added] = grad
     if spec.factors:
         first, second = (values[letter] for letter in spec.factors)
-        found[spec.factors[0]] = ACTIVATE_BACKWARD[gate](grad * second, first)
-        towards_second = grad * ACTIVATE[gate](first)
+        towards_gated, towards_second = multiply_backward(grad, ACTIVATE[gate](first), second)
+        towards_first = ACTIVATE_BACKWARD[gate](towards_gated, first)
         if spec.factors[0] == spec.factors[1]:
-            found[spec.factors[0]] = found[spec.factors[0]] + towards_second
+            found[spec.factors[0]] = towards_first + towards_second
         else:
-            found[spec.factors[1]] = towards_second
+            found |= dict(zip(spec.factors, (towards_first, towards_second), strict=True))
     return found
 
 

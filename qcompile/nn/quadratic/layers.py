@@ -16,6 +16,7 @@ from qcompile.nn.quadratic.formulas import FORMULAS, Formula, Term
 from qcompile.nn.quadratic.geometry import Geometry, IntOrInts
 from qcompile.nn.quadratic.memory import Memory, call, keeps_less
 from qcompile.nn.quadratic.products import branch
+from qcompile.triton_kernels.quadratic_linear.op import quadratic_linear
 
 MEMORY_LIMIT = Quadratic.memory_limit
 
@@ -119,6 +120,9 @@ class QuadraticLayer(Memory, nn.Module):
         """Compute the formula, whose shapes the class describes."""
         if self.memory and keeps_less(self, x):
             return call(self, {}, (None, None), self.memory, x)
+        return self._compute(x)
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.formula.combine(self.branches(x))
         return y
 
@@ -182,6 +186,27 @@ class QuadraticLinear(QuadraticLayer):
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)
         self._create_parameters(form, bias, shape, memory_limit, device, dtype, memory)
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._takes_operator(x):
+            return super()._compute(x)
+        letters = self.formula.branches
+        tensors = {f"weight_{letter}": getattr(self, f"weight_{letter}") for letter in letters}
+        tensors |= {f"bias_{letter}": getattr(self, f"bias_{letter}") for letter in letters}
+        y: torch.Tensor = quadratic_linear(x, **tensors, form=self.form)
+        return y
+
+    def _takes_operator(self, x: Any) -> bool:
+        """Return whether a kernel may compute this call, eagerly on a GPU.
+
+        Traces and graphs get plain operators, which compilers fuse and exporters know.
+        """
+        return (
+            isinstance(x, torch.Tensor)
+            and x.is_cuda
+            and not self.formula.has_bilinear
+            and not torch.compiler.is_compiling()
+        )
 
     def extra_repr(self) -> str:
         """Describe the arguments that rebuild this layer."""
