@@ -1,0 +1,1 @@
+"""The full quadratic form xᵀ W x of narrow inputs in one kernel."""
