@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpu.linear import LinearCase, tensors
 from gpu.networks import LEVELS, block, composed
+from gpu.paths import NAMES, launched, paths, problem_of
 from qcompile.triton_kernels.hadamard.reference import epilogue_reference
 from qcompile.triton_kernels.hadamard.spec import Spec
 from qcompile.triton_kernels.quadratic_linear.op import quadratic_linear
@@ -30,7 +31,6 @@ BLOCK_LIMIT = 1e-2
 """For float32, whose convolutions cuDNN computes in tf32."""
 
 FUNCTIONS = (("none", "none"), ("silu", "none"), ("gelu_tanh", "relu"))
-NAMES = ("x", "weight_a", "weight_b", "weight_c", "bias_a", "bias_b", "bias_c")
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def checks(device: str, shape: tuple[int, int, int]) -> Iterator[Check]:
         device: ``cuda``, or ``cpu`` in Triton's interpreter.
         shape: M, K, N of the linear layers.
     """
+    yield from _layers(device, shape)
     yield from _elementwise(device)
     if device == "cuda":
         yield from blocks(device)
-        yield from _layers(shape)
 
 
-def _layers(shape: tuple[int, int, int]) -> Iterator[Check]:
+def _layers(device: str, shape: tuple[int, int, int]) -> Iterator[Check]:
     cases = [
         (form, gate if form not in ("T2", "T3") else "none", activation, dtype)
         for form, dtype in itertools.product(("T2", "T3", "T4", "T2_4", "Quadra"), LIMITS)
@@ -69,17 +69,28 @@ def _layers(shape: tuple[int, int, int]) -> Iterator[Check]:
     for form, gate, activation, dtype in dict.fromkeys(cases):
         if activation == "none" or dtype == torch.float32:
             # Else the sign of a product rounded to half precision decides what passes the relu.
-            yield from _linear(LinearCase(*shape, form, gate, dtype), activation, "cuda")
+            yield from _linear(LinearCase(*shape, form, gate, dtype), activation, device)
 
 
 def _linear(case: LinearCase, activation: str, device: str) -> Iterator[Check]:
+    """Compare each way of computing a layer; in the interpreter two tiles and both engines."""
     given = tensors(case, device)
     options = (case.form, case.gate, activation)
     grad = torch.randn(case.rows, case.outputs, device=device, dtype=case.dtype)
-    found = _by_operator(given, options, grad)
-    for name, value in _exact(given, options, grad).items():
-        what = f"{'/'.join(options)} {_short(case.dtype)}: {name}"
-        yield Check(what, _error(found[name], value), LIMITS[case.dtype])
+    problem = problem_of(given, options)
+    every = paths(problem, True)
+    if device != "cuda":
+        fused = [name for name in every if name.startswith("fused")]
+        own, library = ([name for name in fused if name.endswith(x)] for x in ("own", "library"))
+        every = ["concat", own[-1], library[0]]
+    found = {name: launched(problem, given, grad, name) for name in every}
+    if device == "cuda":
+        found["as chosen"] = _by_operator(given, options, grad)
+    wanted = _exact(given, options, grad)
+    for way, values in found.items():
+        for name, value in wanted.items():
+            what = f"{'/'.join(options)} {_short(case.dtype)} {way}: {name}"
+            yield Check(what, _error(values[name], value), LIMITS[case.dtype])
 
 
 def _short(dtype: torch.dtype) -> str:

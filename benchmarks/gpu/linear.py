@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
+from gpu.paths import by_path, paths, problem_of
 from gpu.roofline import Work
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
 from qcompile.triton_kernels.quadratic_linear.op import quadratic_linear
@@ -133,6 +134,9 @@ def contestants(
         ways[name] = torch.compile(ways["eager"], mode=mode, fullgraph=True)
     ways[OURS] = functools.partial(quadratic_linear, **named)
     ways[f"{OURS}, compiled"] = torch.compile(ways[OURS], fullgraph=True)
+    every = paths(problem_of(given, options), training)
+    for path in every[:2] if quick else every:
+        ways[f"{OURS} {path}"] = functools.partial(by_path, options, path, training)
     if find_spec("liger_kernel") and case.form == "T4" and case.gate in ("silu", "gelu_tanh"):
         ways["Liger"] = functools.partial(_liger, case.gate)
     if not training:

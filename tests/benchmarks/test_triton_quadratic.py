@@ -144,6 +144,9 @@ def test_contestants_compute_the_same(uncompiled, case, training):
     part = linear if isinstance(case, linear.LinearCase) else elementwise
     ways = part.contestants(case, training, False, "cpu")
     assert {"eager", COMPILED, AUTOTUNED, linear.OURS} <= ways.keys()
+    if part is linear:
+        assert any(name.startswith(f"{linear.OURS} fused/") for name in ways)
+        assert f"{linear.OURS} concat" in ways
     wanted = ways.pop("eager")()
     for name, way in ways.items():
         torch.testing.assert_close(way(), wanted, msg=name)
