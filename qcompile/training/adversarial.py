@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from qcompile.errors import ConfigurationError
 from qcompile.models.gan import Discriminator, Generator, hinge_losses
 from qcompile.training.epochs import Epochs, Told
 from qcompile.training.extremes import ExtremeValues
@@ -46,6 +47,7 @@ class AdversarialTraining:
         curve: figures of each epoch: ``seconds``, ``discriminator loss`` and those of ``judge``.
 
     Raises:
+        ConfigurationError: there are fewer images than a batch has.
         CheckpointError: see :class:`qcompile.training.epochs.Epochs`.
     """
 
@@ -59,6 +61,10 @@ class AdversarialTraining:
         folder: Path,
         judge: Callable[[Callable[[int], Tensor]], dict[str, float]],
     ) -> None:
+        if len(images) < BATCH:
+            raise ConfigurationError(
+                f"{name}: {len(images)} images are fewer than the {BATCH} of a batch."
+            )
         self.generator, self.discriminator = generator, discriminator
         self.average = AveragedModel(generator, multi_avg_fn=_average, use_buffers=True)
         self._images, self._judge = images, judge

@@ -57,7 +57,7 @@ class Epochs:
         self.settings = {**settings, "epochs": count}
         self.curve: list[dict[str, float]] = []
         self._parts = dict(parts)
-        if self.folder.exists():
+        if self._has_begun():
             self._restore()
 
     def run(
@@ -100,6 +100,14 @@ class Epochs:
         }
         checkpoint.save(self.folder, len(self.curve), tensors, state)
         checkpoint.prune(self.folder)
+
+    def _has_begun(self) -> bool:
+        """Whether there is a whole checkpoint; a first one that was cut off does not count."""
+        try:
+            checkpoint.find(self.folder)
+        except CheckpointError:
+            return False
+        return True
 
     def _restore(self) -> None:
         saved = checkpoint.load(self.folder)

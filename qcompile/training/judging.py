@@ -65,7 +65,7 @@ class FrechetJudge:
 
     def floor(self) -> float:
         """Return the distance of as many training images as there are test images."""
-        return self.score(self.images[:: len(self.images) // self._real.count])
+        return self.score(self.images[:: max(1, len(self.images) // self._real.count)])
 
     def __call__(self, sample: Callable[[int], Tensor]) -> dict[str, float]:
         """Return the ``score`` of as many samples as there are test images."""

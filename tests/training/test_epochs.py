@@ -78,14 +78,22 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
         Run(tmp_path, epochs=1)
 
 
+def test_a_first_checkpoint_that_was_cut_off_is_begun_anew(tmp_path):
+    whole = Run(tmp_path / "whole", epochs=1).train()
+    (tmp_path / "cut/small/.step-000000000001.7.partial").mkdir(parents=True)
+    (tmp_path / "cut/small/step-000000000001").mkdir()
+    again = Run(tmp_path / "cut", epochs=1).train()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_no_epochs_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="at least 1"):
         Run(tmp_path, epochs=0)
 
 
-def adversaries(folder, epochs, judge=lambda sample: {}):
+def adversaries(folder, epochs, judge=lambda sample: {}, count=130):
     torch.manual_seed(0)
-    images = torch.rand(130, 1, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    images = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
     networks = Generator(4, scale=0.03, form="T4"), Discriminator(scale=0.03, form="T4")
     return AdversarialTraining("pair", *networks, images, epochs, folder, judge)
 
@@ -111,6 +119,11 @@ def test_adversaries_go_on_to_the_same_bits_and_the_average_follows(tmp_path):
     average = dict(whole.average.module.named_parameters())
     for name, value in whole.generator.named_parameters():
         assert not torch.equal(average[name], value) or value.dim() == 1
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="63 images"):
+        adversaries(tmp_path, 1, count=63)
 
 
 def test_a_judge_knows_its_images_from_noise(tmp_path, monkeypatch):
