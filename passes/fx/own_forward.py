@@ -40,11 +40,11 @@ _OWN = frozenset(dir(nn.Module()))
 _PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
 """Types of attributes that can be compared after a model has been copied."""
 
-
 _IN_PLACE = frozenset(
     {f"__i{name}__" for name in ("add", "div", "floordiv", "mul", "pow", "sub", "truediv")}
     | {"__iand__", "__ior__", "__ixor__", "__setitem__"}
 )
+"""Operators that change their first operand."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,10 @@ def _is_transparent(module: nn.Module) -> bool:
         return True
     if f"{kind.__module__}.{kind.__qualname__}" in ACTIVATIONS_BY_HAND:
         return False
-    has_state = next(module.parameters(), None) is not None or next(module.buffers(), None)
-    plain = not kind.__module__.startswith("torch.nn") and not has_state and not module._modules
-    return plain and isinstance(getattr(kind, "forward", None), FunctionType)
+    if any(True for _ in (*module.parameters(), *module.buffers())) or module._modules:
+        return False
+    known = kind.__module__.startswith("torch.nn")
+    return not known and isinstance(getattr(kind, "forward", None), FunctionType)
 
 
 @contextmanager

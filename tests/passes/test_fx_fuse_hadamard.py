@@ -268,6 +268,26 @@ def test_products_of_products():
     assert [entry.reason for entry in again.report.entries] == ["already fused"]
 
 
+class Shift(nn.Module):
+    """Has a state, and so stays whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("by", torch.ones(4))
+
+    def forward(self, x):
+        return x + self.by
+
+
+def test_children_with_buffers_stay_whole():
+    model = Written(lambda m, x: m.a(y := m.shift(x)) * m.b(y), shift=Shift())
+    fused, report = fuse(model)
+    assert len(report.rewritten) == 1
+    assert not report.notes
+    x = torch.randn(3, 4)
+    assert torch.equal(fused(x), model(x))
+
+
 class Moody(nn.Module):
     """Multiplies in evaluation mode only, or with a dropout between in training mode only."""
 
