@@ -9,7 +9,7 @@ import torch
 from torch.library import CustomOpDef, custom_op
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.availability import has_triton
 
 
 def kernel_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:

@@ -9,12 +9,12 @@ from torch import nn
 
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn import QuadraticLinear
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.hadamard.op import (
     epilogue,
     fused_epilogue,
     fused_epilogue_backward,
     hadamard,
-    has_triton,
     is_fusible,
 )
 

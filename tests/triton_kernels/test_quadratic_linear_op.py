@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from qcompile.errors import ConfigurationError, DataError
 from qcompile.nn import QuadraticLinear
 from qcompile.nn.quadratic.formulas import FORMULAS, Term
-from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.quadratic_linear import op
 from qcompile.triton_kernels.quadratic_linear.forms import ACTIVATIONS, FORMS
 from qcompile.triton_kernels.quadratic_linear.op import (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qcompile.ops import DOMAIN
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.batch_norm_block.reference import (
     block_backward_reference,
     block_reference,
@@ -16,7 +17,7 @@ from qcompile.triton_kernels.batch_norm_block.reference import (
 )
 from qcompile.triton_kernels.batch_norm_block.spec import Spec, check
 from qcompile.triton_kernels.elementwise.promotion import promote_lists_under_autocast
-from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.registration import kernel_op
 
 
 def batch_norm_block(
@@ -68,7 +69,7 @@ def batch_norm_block(
     return y
 
 
-@torch.library.triton_op(f"{DOMAIN}::batch_norm_block", mutates_args=())
+@kernel_op(f"{DOMAIN}::batch_norm_block")
 def fused_batch_norm_block(
     values: list[Tensor],
     weights: list[Tensor],
@@ -92,7 +93,7 @@ def fused_batch_norm_block(
     return compute(values, weights, biases, running, spec)
 
 
-@torch.library.triton_op(f"{DOMAIN}::batch_norm_block_backward", mutates_args=())
+@kernel_op(f"{DOMAIN}::batch_norm_block_backward")
 def fused_batch_norm_block_backward(
     grad: Tensor,
     values: list[Tensor],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcompile.ops import DOMAIN
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.elementwise.promotion import promote_under_autocast, widest
 from qcompile.triton_kernels.hadamard.reference import (
     epilogue_backward_reference,
@@ -17,6 +16,7 @@ from qcompile.triton_kernels.hadamard.reference import (
     hadamard_reference,
 )
 from qcompile.triton_kernels.hadamard.spec import DTYPES, Spec, check
+from qcompile.triton_kernels.registration import kernel_op
 
 Constants = Tensor | None
 
@@ -112,13 +112,7 @@ def is_fusible(tensors: list[Any]) -> bool:
     )
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Return whether triton is installed."""
-    return importlib.util.find_spec("triton") is not None
-
-
-@torch.library.triton_op(f"{DOMAIN}::epilogue", mutates_args=())
+@kernel_op(f"{DOMAIN}::epilogue")
 def fused_epilogue(
     a: Tensor,
     b: Tensor | None = None,
@@ -142,7 +136,7 @@ def fused_epilogue(
     return compute(a, b, c, scales, shifts, spec)
 
 
-@torch.library.triton_op(f"{DOMAIN}::epilogue_backward", mutates_args=())
+@kernel_op(f"{DOMAIN}::epilogue_backward")
 def fused_epilogue_backward(
     grad: Tensor,
     a: Tensor,

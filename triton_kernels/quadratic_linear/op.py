@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from qcompile.ops import DOMAIN
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.dispatch import can_measure, dispatcher
-from qcompile.triton_kernels.hadamard.op import hadamard, has_triton
+from qcompile.triton_kernels.hadamard.op import hadamard
 from qcompile.triton_kernels.quadratic_linear.call import FUSED_DEPTH, QuadraticLinearCall
 from qcompile.triton_kernels.quadratic_linear.checks import check_tensors
 from qcompile.triton_kernels.quadratic_linear.forms import checked_form

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qcompile.nn.quadratic.elementwise import Norm
 from qcompile.nn.quadratic.plan import OUTER, Plan
-from qcompile.triton_kernels.hadamard.op import has_triton
+from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.hadamard.spec import DTYPES
 
 if TYPE_CHECKING:
