@@ -35,7 +35,7 @@ from qcompile import ops
 from qcompile.passes.onnx.functions import function_for
 from qcompile.runtime import _core
 
-PAUSE = 0.02  # seconds between variants, so that one session's idle threads stop spinning
+PAUSE = 0.06  # seconds between variants: so long, nearly, do a session's idle threads spin
 CALLS = 4  # of one variant at a time, the first of which is not counted
 
 
