@@ -5,36 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
+from qcompile.triton_kernels.elementwise.activations import ACTIVATE, ACTIVATE_BACKWARD
 from qcompile.triton_kernels.hadamard.reference import hadamard_reference
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
-
-_ATEN = torch.ops.aten
-
-ACTIVATE: dict[str, Callable[[Any], Any]] = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
-"""Activations by name."""
-
-ACTIVATE_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": lambda g, z: g,
-    "relu": lambda g, z: _ATEN.threshold_backward(g, z, 0),
-    "gelu": _ATEN.gelu_backward,
-    "gelu_tanh": lambda g, z: _ATEN.gelu_backward(g, z, approximate="tanh"),
-    "silu": _ATEN.silu_backward,
-    "sigmoid": lambda g, z: _ATEN.sigmoid_backward(g, torch.sigmoid(z)),
-    "tanh": lambda g, z: _ATEN.tanh_backward(g, torch.tanh(z)),
-}
-"""Gradient of an activation's input, from that of its output and the input."""
 
 Branches = dict[str, Any]
 """A tensor, or ``None``, of each branch, by letter."""
