@@ -363,6 +363,7 @@ def test_arrays_that_do_not_fit_are_refused(saved, name):
         ("rescore", -1),
         ("spread", -1.0),
         ("guard", np.inf),
+        ("variance", -1.0),
         ("mode", "shells"),
     ],
 )
