@@ -63,9 +63,12 @@ $(VENV)/pecos.stamp: $(VENV)/bin/python benchmarks/extreme/pecos.txt
 $(VENV)/demo.stamp: EXTRA = data
 $(VENV)/test.stamp: EXTRA = test
 $(VENV)/dev.stamp: EXTRA = dev
+# What an extra contains need not be installed, and compiled, once more.
+$(VENV)/test.stamp: INCLUDED = demo
+$(VENV)/dev.stamp: INCLUDED = demo test
 $(VENV)/%.stamp: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA)]'
-	touch $@
+	touch $@ $(patsubst %,$(VENV)/%.stamp,$(INCLUDED))
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import onnxruntime
 import torch
-import torch.nn.functional as F  # noqa: N812
+from torch.nn.functional import cross_entropy, interpolate
 
 import qcompile
 from qcompile.data.images import load
@@ -27,9 +27,8 @@ QUADRATIC = qcompile.Quadratic(where=["features.7.*", "features.8.*"], batch_nor
 
 def prepare(images, most):
     """Return images of three colours and 64×64, as the network wants them."""
-    small = torch.as_tensor(images).float() * (255 / most)
-    large = F.interpolate(small, (SIDE, SIDE), mode="bilinear").expand(-1, 3, -1, -1)
-    return imagenet_inputs(large)
+    large = interpolate(torch.as_tensor(images).float(), (SIDE, SIDE), mode="bilinear")
+    return imagenet_inputs(large.expand(-1, 3, -1, -1) * (255 / most))
 
 
 def tune(model, seen, labels, epochs):
@@ -38,15 +37,14 @@ def tune(model, seen, labels, epochs):
     steps = epochs * -(-len(seen) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(seen)).split(BATCH):
-            features = model.features[FROZEN:](seen[batch]).mean((2, 3))
-            loss = F.cross_entropy(model.classifier(features), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            clip_gradients(model, 0.5)
-            optimizer.step()
-            schedule.step()
+    for batch in (b for _ in range(epochs) for b in torch.randperm(len(seen)).split(BATCH)):
+        features = model.features[FROZEN:](seen[batch]).mean((2, 3))
+        loss = cross_entropy(model.classifier(features), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(model, 0.5)
+        optimizer.step()
+        schedule.step()
     return model.eval()
 
 
@@ -65,12 +63,11 @@ def main(arguments=None):
         seen = torch.cat([model.features[:FROZEN](part) for part in images.split(500)])
     quadratic = qcompile.transform(model, quadratic=QUADRATIC, example_inputs=(tests[:2],))
     assert torch.equal(model(tests[:9]), quadratic(tests[:9]))  # no output has changed
-    for network in (model, quadratic):
-        tune(network, seen, labels, options.epochs)
+    model, quadratic = (tune(each, seen, labels, options.epochs) for each in (model, quadratic))
     qcompile.export(quadratic, options.output, (tests[:2],), measure=False)
     session = onnxruntime.InferenceSession(options.output, qcompile.session_options())
-    asked = session.get_inputs()[0].name
-    served = [session.run(None, {asked: part.numpy()})[0] for part in tests.split(500)]
+    name = session.get_inputs()[0].name
+    served = [session.run(None, {name: part.numpy()})[0] for part in tests.split(500)]
     with torch.no_grad():
         first_order = torch.cat([model(part) for part in tests.split(500)])
     for name, scores in (("first-order", first_order), ("quadratic", np.concatenate(served))):

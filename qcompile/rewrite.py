@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from qcompile.config import LSH, MEMORY_LEVELS, Quadratic
+from qcompile.comparison import add_flops, bypassed, measure_call, measure_first
+from qcompile.config import LSH, Quadratic
 from qcompile.errors import ConfigurationError, PassError, QCompileWarning
-from qcompile.flops import Measurement, measure
 from qcompile.passes.base import Pass, PassManager
 from qcompile.passes.fx.fuse_hadamard import FuseHadamard
 from qcompile.passes.fx.inputs import Inputs
-from qcompile.passes.fx.layers import ROOT
 from qcompile.passes.fx.merge_parallel import MergeParallel
 from qcompile.passes.fx.quadratic import IS_SPARSE, SubstituteQuadratic
 from qcompile.passes.fx.sparse_hidden import SubstituteHidden
 from qcompile.passes.fx.sparse_output import SubstituteOutput
-from qcompile.passes.fx.tracing import (
-    NONE,
-    Failure,
-    Trace,
-    full_copy,
-    locate,
-    scratch_copy,
-    trace,
-)
+from qcompile.passes.fx.tracing import NONE, Failure, Trace, full_copy, trace
 from qcompile.report import Report
+from qcompile.requests import (
+    QuadraticRequest,
+    SparseRequest,
+    check_model,
+    chooses_memory,
+    read_quadratic,
+    read_sparse,
+)
 
 __all__ = ["explain", "merge_parallel", "transform"]
-
-QuadraticRequest = str | Quadratic | Iterable[str | Quadratic] | None
-SparseRequest = bool | LSH | Iterable[LSH] | None
 
 
 def transform(
@@ -97,16 +90,16 @@ def transform(
             output layer, the rewritten model fails on the example inputs, or ``strict`` and
             something was not done. After any error, ``model`` is as it was.
     """
-    model = _checked(model)
+    model = check_model(model)
     work = model if inplace else _copy(model)
     before = _Snapshot(work)
     try:
-        automatic = _automatic(memory, memory_budget, memory_options)
+        automatic = chooses_memory(memory, memory_budget, memory_options)
         options = {"batch_norm": batch_norm, "activation": activation}
-        configs = _quadratics(quadratic, **options, memory=None if automatic else memory)
+        configs = read_quadratic(quadratic, **options, memory=None if automatic else memory)
         result, report = work, Report()
         if quadratic is not None or sparse_output or not automatic:
-            steps = configs, _sparse(sparse_output), fuse and not automatic
+            steps = configs, read_sparse(sparse_output), fuse and not automatic
             result, report = _rewrite(work, *steps, example_inputs)
         if automatic:
             report.notes.append(_fit(result, memory_budget, example_inputs, memory_options))
@@ -142,12 +135,12 @@ def explain(
     Raises:
         QCompileError: as :func:`transform`.
     """
-    model = _checked(model)
+    model = check_model(model)
     before = _Snapshot(model)
     try:
         options = {"batch_norm": batch_norm, "activation": activation, "memory": memory}
-        configs = _quadratics(quadratic, **options)
-        return _rewrite(model, configs, _sparse(sparse_output), fuse, example_inputs)[1]
+        configs = read_quadratic(quadratic, **options)
+        return _rewrite(model, configs, read_sparse(sparse_output), fuse, example_inputs)[1]
     finally:
         before.restore()
 
@@ -170,7 +163,7 @@ def merge_parallel(model: nn.Module) -> nn.Module:
     Raises:
         PassError: the model is of a kind that cannot be rewritten, or cannot be traced.
     """
-    result = MergeParallel()(_copy(_checked(model)))
+    result = MergeParallel()(_copy(check_model(model)))
     vars(result.model)["qcompile_report"] = result.report
     return result.model
 
@@ -186,7 +179,7 @@ def _rewrite(
         )
     inputs = Inputs.of(example)
     report = Report()
-    before, hooks = _measure_first(model, inputs, report)
+    before, hooks = measure_first(model, inputs, report)
     steps: list[Pass[nn.Module]] = []
     if configs or sparse:
         traced = trace(model, inputs, before, hooks=hooks)
@@ -202,30 +195,15 @@ def _rewrite(
     report.extend(outcome.report)
     _drop_repeats(report)
     if inputs and before:
-        after = _measure(outcome.model, inputs, hooks) if outcome.modified else before
+        after = measure_call(outcome.model, inputs, hooks) if outcome.modified else before
         if isinstance(after, Failure):
             raise PassError(
                 f"the model runs on the example inputs, the rewritten model does not. Exclude the "
                 f"layer that its code needs as it was, qcompile.Quadratic(exclude=...): {after}"
             ) from after.error
-        report.problems += _bypassed(report, before, after)
-        _add_flops(report, before, after)
+        report.problems += bypassed(report, before, after)
+        add_flops(report, before, after)
     return outcome.model, report
-
-
-def _automatic(
-    memory: Any, memory_budget: int | str | None, memory_options: Mapping[str, Any] | None
-) -> bool:
-    """Return whether memory levels are to be chosen, and check that this is all there is to it."""
-    if memory not in (None, "auto", *MEMORY_LEVELS) or isinstance(memory, bool):
-        raise ConfigurationError(f"memory must be 'auto', 0, 1 or 3, got {memory!r}.")
-    if memory == "auto":
-        if memory_budget is None:
-            raise ConfigurationError("memory='auto' needs a budget, memory_budget='4GiB' say.")
-        return True
-    if memory_budget is not None or memory_options is not None:
-        raise ConfigurationError("memory_budget and memory_options belong to memory='auto'.")
-    return False
 
 
 def _fit(model: nn.Module, budget: Any, example: Any, options: Mapping[str, Any] | None) -> str:
@@ -235,76 +213,21 @@ def _fit(model: nn.Module, budget: Any, example: Any, options: Mapping[str, Any]
     return fit_memory(model, budget, example, **(options or {})).summary()
 
 
-def _quadratics(request: QuadraticRequest, **options: Any) -> list[Quadratic]:
-    """Read what was asked for; options that are given hold for each configuration."""
-    options = {name: value for name, value in options.items() if value is not None}
-    if request is None:
-        if options:
-            raise ConfigurationError(f"{', '.join(options)}: needs quadratic=, a form.")
-        return []
-    items = [request] if isinstance(request, str | Quadratic) else request
-    if not isinstance(items, Iterable):
-        items = [items]
-    configs = []
-    for item in items:
-        config = Quadratic(item) if isinstance(item, str) else item
-        if not isinstance(config, Quadratic):
-            raise ConfigurationError(
-                f"quadratic= takes the name of a form, a qcompile.Quadratic or several of them, "
-                f"got {type(config).__name__}."
-            )
-        configs.append(replace(config, **options))
-    return configs
+def _describe(traced: Trace) -> list[str]:
+    failures = [str(failure) for failure in traced.failures]
+    if traced.tracer == NONE:
+        return [
+            *failures,
+            "not traced: layers are chosen by the module tree alone; example_inputs= would show "
+            "which ones the forward calls",
+        ]
+    return [*failures, f"traced by {traced.tracer}"]
 
 
-def _sparse(request: SparseRequest) -> list[LSH]:
-    if request is None or request is False:
-        return []
-    if request is True:
-        return [LSH()]
-    items = [request] if isinstance(request, LSH) else request
-    configs = list(items) if isinstance(items, Iterable) else [items]
-    for config in configs:
-        if not isinstance(config, LSH):
-            raise ConfigurationError(
-                f"sparse_output= takes True, a qcompile.LSH or several of them, got "
-                f"{type(config).__name__}."
-            )
-    return configs
-
-
-def _checked(model: Any) -> nn.Module:
-    """Return the module to rewrite.
-
-    Raises:
-        PassError: there is none; the message says what to pass instead.
-    """
-    if isinstance(model, str | Path):
-        raise PassError(
-            f"transform takes a torch.nn.Module, got the path {str(model)!r}: load the model "
-            f"first, or use the command line, qcompile transform."
-        )
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise PassError(f"transform takes a module, got the class {model.__name__}: call it first.")
-    if isinstance(model, torch.export.ExportedProgram):
-        raise PassError(
-            "transform takes a torch.nn.Module, got an ExportedProgram, whose layers are already "
-            "single operators: transform the module before torch.export."
-        )
-    if not isinstance(model, nn.Module):
-        raise PassError(f"transform takes a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise PassError(
-            f"{type(model).__name__} is compiled TorchScript, whose layers cannot be exchanged: "
-            f"transform the Python module before scripting or tracing it."
-        )
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise PassError(
-            "DistributedDataParallel has registered the parameters it synchronises: transform "
-            "the module inside, model.module, and wrap the result."
-        )
-    # torch.compile returns a wrapper around the module it was given.
-    return getattr(model, "_orig_mod", model)
+def _drop_repeats(report: Report) -> None:
+    """Leave out that the quadratic pass avoids a layer which the other pass has reported."""
+    named = {entry.name for entry in report.entries if entry.reason != IS_SPARSE}
+    report.entries = [e for e in report.entries if e.reason != IS_SPARSE or e.name not in named]
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -332,74 +255,3 @@ class _Snapshot:
             module._modules.update(children)
             if isinstance(module, fx.GraphModule):
                 module.recompile()
-
-
-def _measure_first(
-    model: nn.Module, inputs: Inputs | None, report: Report
-) -> tuple[Measurement | None, bool]:
-    """Return what one call does, if there are inputs that fit, and whether it takes hooks.
-
-    Once called, models of transformers collect hidden states through hooks of their own.
-    """
-    if inputs is None:
-        return None, False
-    failures = []
-    for hooks in (False, True):
-        found = _measure(model, inputs, hooks)
-        if isinstance(found, Measurement):
-            return found, hooks
-        failures.append(found)
-    report.notes += [f"operations not counted: {failure}" for failure in failures[:1]]
-    return None, False
-
-
-def _measure(model: nn.Module, inputs: Inputs, hooks: bool) -> Measurement | Failure:
-    """Call a copy of the model once."""
-    copied = model
-    try:
-        copied = scratch_copy(model, hooks=hooks)
-        return measure(copied, inputs.args, inputs.kwargs)
-    except Exception as error:  # a model's forward may raise anything at all
-        return locate("one call on a copy", error, copied)
-
-
-def _describe(traced: Trace) -> list[str]:
-    failures = [str(failure) for failure in traced.failures]
-    if traced.tracer == NONE:
-        return [
-            *failures,
-            "not traced: layers are chosen by the module tree alone; example_inputs= would show "
-            "which ones the forward calls",
-        ]
-    return [*failures, f"traced by {traced.tracer}"]
-
-
-def _drop_repeats(report: Report) -> None:
-    """Leave out that the quadratic pass avoids a layer which the other pass has reported."""
-    named = {entry.name for entry in report.entries if entry.reason != IS_SPARSE}
-    report.entries = [e for e in report.entries if e.reason != IS_SPARSE or e.name not in named]
-
-
-def _bypassed(report: Report, before: Measurement, after: Measurement) -> list[str]:
-    """Name the new layers that the forward passes by, since it holds on to the old ones."""
-    return [
-        f"{entry.pass_name}: the forward still calls the old layer {entry.name!r}, which it "
-        f"reaches by a list, a dict or a variable instead of the module tree: use nn.ModuleList "
-        f"or nn.ModuleDict, or exclude the layer."
-        for entry in report.rewritten
-        if entry.name in before.called and entry.name not in after.called
-    ]
-
-
-def _add_flops(report: Report, before: Measurement, after: Measurement) -> None:
-    """Enter what each layer computes in one call; a layer that is not called computes nothing."""
-
-    def with_flops(entry: Any) -> Any:
-        name = "" if entry.name == ROOT else entry.name
-        return replace(entry, flops=(before.flops.get(name, 0), after.flops.get(name, 0)))
-
-    report.entries = [with_flops(entry) for entry in report.entries]
-    report.notes.append(
-        f"floating-point operations of one call: {before.flops['']:,} before, "
-        f"{after.flops['']:,} after"
-    )

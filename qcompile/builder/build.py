@@ -43,9 +43,9 @@ def autobuild(
     3. Each quadratic layer in turn is masked with zeros; RI = P_M · P_W / δ_A ranks them.
     4. From the highest RI on, a layer is removed, where its output has the shape of its input, or
        else reverted to the first-order neuron that it contains; the network is tuned. The step
-       stays if the metric is within ``tolerance`` of that after 2. This ends when the budget is
-       met, or with the last layer.
-    5. The network is trained once more.
+       stays if the metric is within ``tolerance`` of that of the control: the network of 2, tuned
+       as often. This ends when the budget is met, or with the last layer.
+    5. The network is trained once more, and the network as given as long as it was in all.
 
     The same arguments give the same result, also when a search is stopped and goes on.
 
@@ -111,13 +111,14 @@ class _Search:
             self._learn_first_order()
         if len(self.done.steps) > 1:
             assert self.folder is not None
+            self.control = copy.deepcopy(self.model)
             for action, name in self.done.edits:
                 self.model = edit(self.model, action, name)
-            saving.load_weights(self.folder, self.done, self.model)
+            saving.load_weights(self.folder, self.done, self._networks())
         else:
             self._learn(self.model, self.config.epochs, "replaced network")
-            self._keep("replace", "")
-        self.reference = next(s.metric for s in self.done.steps if s.action == "replace")
+            self.control = copy.deepcopy(self.model)
+            self._keep("replace")
         if not self.done.importance:
             self.done.importance = importance(
                 self.model,
@@ -127,21 +128,34 @@ class _Search:
                 lambda name: self.say(f"masking {name}", None),
             )
             self._save()
-        if self.done.steps[-1].action != "tune":
+        if not any(step.action == "tune" for step in self.done.steps):
             self._take_out()
             self._learn(self.model, self.config.epochs, "final network")
-            self._keep("tune", "")
+            self._keep("tune")
+        if self.done.steps[-1].action == "tune":
+            self._learn_first_order_as_long()
         return BuildResult(self.model.eval(), self.done.steps, self.done.importance)
 
     def _learn_first_order(self) -> None:
         """Train the network as given, for reference alone."""
         model = copy.deepcopy(self.given)
         self._learn(model, self.config.epochs, "first-order network")
-        self.done.steps.append(
-            Step(
-                "first-order", "", *size(model, self.example), self.judge(model), False, "as given"
-            )
-        )
+        self._compare("first-order", model, "as given")
+
+    def _learn_first_order_as_long(self) -> None:
+        """Train the network as given in as many stages as the result, for reference alone."""
+        model = copy.deepcopy(self.given)
+        tuned = [self.config.tune_epochs] * len(self.done.edits)
+        for epochs in (self.config.epochs, *tuned, self.config.epochs):
+            self._learn(model, epochs, "first-order network, as long")
+        self._compare("first-order", model, "as given, trained as long as the result")
+        self._save()
+
+    def _compare(self, action: Action, model: nn.Module, note: str) -> float:
+        """Note a network that others are compared with, and return its metric."""
+        found = self.judge(model)
+        self.done.steps.append(Step(action, "", *size(model, self.example), found, False, note))
+        return found
 
     def _replaced(self) -> nn.Module:
         with torch.random.fork_rng([]):
@@ -161,6 +175,7 @@ class _Search:
 
     def _try(self, action: str, name: str) -> bool:
         """Edit, tune and judge; go back where it does not pay."""
+        reference = self._reference()
         candidate = edit(copy.deepcopy(self.model), action, name)
         self.done.tried.append((action, name))
         label: Action = "remove" if action == "remove" else "revert"
@@ -168,8 +183,8 @@ class _Search:
         try:
             self._learn(candidate, self.config.tune_epochs, f"{action} {name}")
             found = self.judge(candidate)
-            if found < self.reference - self.config.tolerance:
-                note = f"more than {self.config.tolerance:g} below {self.reference:.4f}"
+            if found < reference - self.config.tolerance:
+                note = f"more than {self.config.tolerance:g} below {reference:.4f}"
         except TrainingError as error:
             found, note = float("nan"), f"diverged: {error}"
         step = Step(label, name, *size(candidate, self.example), found, not note, note)
@@ -179,6 +194,16 @@ class _Search:
             self.done.edits.append((action, name))
         self._save()
         return not note
+
+    def _reference(self) -> float:
+        """Return the metric of the replaced network, tuned as often as the next candidate."""
+        references = [s.metric for s in self.done.steps if s.action in ("replace", "control")]
+        while self.config.tune_epochs and len(references) < len(self.done.edits) + 2:
+            self._learn(self.control, self.config.tune_epochs, "control")
+            note = f"all layers replaced, tuned {len(references)} times"
+            references.append(self._compare("control", self.control, note))
+            self._save()
+        return references[-1]
 
     def _fits(self) -> bool:
         """Whether the budget is met; never without one."""
@@ -204,14 +229,18 @@ class _Search:
             lambda step, steps, value: self.say(f"{what}: loss {value:.4f}", step / steps),
         )
 
-    def _keep(self, action: Action, name: str) -> None:
+    def _keep(self, action: Action) -> None:
         found = self.judge(self.model)
-        self.done.steps.append(Step(action, name, *size(self.model, self.example), found, True))
+        self.done.steps.append(Step(action, "", *size(self.model, self.example), found, True))
         self._save()
+
+    def _networks(self) -> nn.ModuleDict:
+        """Return what training changes."""
+        return nn.ModuleDict({"network": self.model, "control": self.control})
 
     def _save(self) -> None:
         if self.folder is not None:
-            saving.save(self.folder, self.done, self.model, self.config, self.known)
+            saving.save(self.folder, self.done, self._networks(), self.config, self.known)
 
 
 def _example(data: Any) -> Tensor:

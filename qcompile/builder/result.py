@@ -13,7 +13,7 @@ from torch import nn
 
 __all__ = ["BuildResult", "Importance", "Step"]
 
-Action = Literal["first-order", "replace", "remove", "revert", "tune"]
+Action = Literal["first-order", "replace", "control", "remove", "revert", "tune"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Step:
     """One change of the network.
 
     Args:
-        action: ``first-order`` (the network as given, trained as long), ``replace``, ``remove``,
-            ``revert`` or ``tune``.
+        action: ``replace``, ``remove``, ``revert`` or ``tune``; ``first-order`` (the network as
+            given) and ``control`` (the replaced network) are trained for comparison alone.
         layer: which; empty for steps of the whole network.
         parameters: of the network after it.
         flops: of one example after it.
@@ -106,7 +106,7 @@ class BuildResult:
                 f"{step.parameters:,}",
                 f"{step.flops:,}",
                 f"{step.metric:.4f}",
-                "yes" if step.kept else f"no: {step.note}",
+                "yes" if step.kept else step.note,
             )
         return table
 
@@ -128,17 +128,21 @@ class BuildResult:
         drawn = new_figure(9, 4)
         for place, what in enumerate(("parameters", "flops")):
             axes = drawn.add_subplot(1, 2, place + 1)
-            kept = [step for step in self.steps if step.kept and step.action != "first-order"]
-            for steps, style in (
-                ([s for s in self.steps if s.action == "first-order"], "s"),
-                ([s for s in self.steps if not s.kept and s.action != "first-order"], "x"),
-            ):
+            for label, style in _STYLES.items():
+                steps = [step for step in self.steps if _label(step) == label]
                 points = [getattr(s, what) for s in steps], [s.metric for s in steps]
-                axes.plot(*points, style, label="first-order" if style == "s" else "not kept")
-            axes.plot(
-                [getattr(s, what) for s in kept], [s.metric for s in kept], "o-", label="kept"
-            )
+                axes.plot(*points, style, label=label)
             axes.set(xlabel="FLOPs" if what == "flops" else what, ylabel="metric")
             axes.locator_params(axis="x", nbins=4)
         axes.legend()
         return save_figure(drawn, path)
+
+
+_STYLES = {"first-order": "s", "control": "d", "not kept": "x", "kept": "o-"}
+
+
+def _label(step: Step) -> str:
+    """Return what a step is in the picture."""
+    if step.action in _STYLES:
+        return step.action
+    return "kept" if step.kept else "not kept"

@@ -1,4 +1,4 @@
-"""Keeps where a search is, so that it can go on: edits, steps and weights of the network so far."""
+"""Keeps where a search is, so that it can go on: edits, steps, weights of its networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class Progress:
 
 
 def save(
-    folder: Path, progress: Progress, model: nn.Module, config: BuildConfig, given: dict[str, Any]
+    folder: Path,
+    progress: Progress,
+    networks: nn.Module,
+    config: BuildConfig,
+    given: dict[str, Any],
 ) -> None:
     """Write the state; a stop at any moment leaves this one or the one before.
 
@@ -54,7 +58,7 @@ def save(
     temporary = folder / f".{_STATE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(model), weights)
+        save_file(_tensors(networks), weights)
         temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
         temporary.replace(folder / _STATE)
         for old in folder.glob(_WEIGHTS.format("*")):
@@ -97,15 +101,15 @@ def load(folder: Path, config: BuildConfig, given: dict[str, Any]) -> Progress |
         ) from error
 
 
-def load_weights(folder: Path, progress: Progress, model: nn.Module) -> None:
-    """Read the weights of the network that ``progress`` describes.
+def load_weights(folder: Path, progress: Progress, networks: nn.Module) -> None:
+    """Read the weights of the networks that ``progress`` describes.
 
     Raises:
         CheckpointError: they cannot be read or do not fit.
     """
     path = folder / _WEIGHTS.format(progress.stage)
     try:
-        model.load_state_dict(load_file(path), strict=True)
+        networks.load_state_dict(load_file(path), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -121,10 +125,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {**found, "sum of parameters": repr(total)}
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors(networks: nn.Module) -> dict[str, Tensor]:
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     return {
         name: tensor.detach().clone().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in networks.state_dict().items()
         if isinstance(tensor, torch.Tensor)
     }

@@ -59,9 +59,13 @@ def test_a_search_replaces_takes_out_and_tunes(built, digits):
     result, lines = built
     actions = [step.action for step in result.steps]
     assert actions[:2] == ["first-order", "replace"]
-    assert actions[-1] == "tune"
-    assert set(actions[2:-1]) <= {"remove", "revert"}
-    assert actions[2:-1]
+    assert actions[-2:] == ["tune", "first-order"]
+    tried = [step for step in result.steps if step.action in ("remove", "revert")]
+    assert tried
+    assert actions[2] == "control"
+    kept = sum(step.kept for step in tried)
+    assert actions.count("control") == kept + (not tried[-1].kept)
+    assert len(actions) == 4 + len(tried) + actions.count("control")
     replaced = result.steps[1]
     assert replaced.parameters > result.steps[0].parameters
     assert result.final.parameters <= replaced.parameters
@@ -91,7 +95,36 @@ def test_a_step_that_loses_too_much_is_taken_back(digits):
     assert edits
     assert not any(step.kept for step in edits)
     assert all("below 0.9" in step.note for step in edits)
-    assert result.steps[-1].parameters == result.steps[1].parameters
+    assert result.final.parameters == result.steps[1].parameters
+
+
+def test_a_step_is_compared_with_the_replaced_network_tuned_as_long(digits):
+    """What tuning alone gains must not count for a step."""
+    config = BuildConfig(epochs=1, tune_epochs=1, batch=300, tolerance=0.05)
+    networks, order = [], iter(range(99))
+
+    def metric(outputs, targets):
+        networks.append(outputs)
+        return 0.1 * next(order)  # first-order, replaced, its reference, masked ones, control, …
+
+    result = autobuild(network(), digits, metric, config)
+    control, step = result.steps[2:4]
+    assert control.action == "control"
+    assert control.parameters == result.steps[1].parameters
+    assert step.metric == pytest.approx(control.metric + 0.1)
+    assert step.kept
+    assert result.steps[4].action == "control"
+    assert not torch.equal(networks[1], networks[6])  # the control has been tuned
+
+    falls = iter([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9])  # the control gains from being tuned
+
+    def falling(outputs, targets):
+        return next(falls, 0.6)  # candidates gain less
+
+    result = autobuild(network(), digits, falling, config)
+    tried = [step for step in result.steps if step.action in ("remove", "revert")]
+    assert not any(step.kept for step in tried)
+    assert all("below 0.9" in step.note for step in tried)
 
 
 def test_the_index_is_that_of_the_paper(digits):
@@ -131,7 +164,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_result(built, digits, tmp
         pass
 
     config = BuildConfig(**QUICK, tolerance=0.05)
-    stops = iter(["replaced network", "re", "final network"])
+    stops = iter(["replaced network", "control", "re", "final network", "first-order network, as"])
     wanted = next(stops)
 
     def progress(line, part):
@@ -140,7 +173,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_result(built, digits, tmp
             wanted = next(stops, None)
             raise Stop
 
-    for _ in range(8):
+    for _ in range(9):
         try:
             result = autobuild(
                 network(), digits, budget=config, folder=tmp_path / "s", progress=progress
@@ -182,7 +215,8 @@ def test_a_met_budget_takes_nothing_out(digits):
     result = autobuild(
         network(), digits, budget=BuildConfig(epochs=1, tune_epochs=0, parameters=1e9, flops=1e12)
     )
-    assert [step.action for step in result.steps] == ["first-order", "replace", "tune"]
+    actions = [step.action for step in result.steps]
+    assert actions == ["first-order", "replace", "tune", "first-order"]
 
 
 def test_tables_pictures_and_json(built, tmp_path):
