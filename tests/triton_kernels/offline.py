@@ -33,6 +33,9 @@ MOST_SPILLS = 2
 MOST_STACK = 64
 """Bytes of stack that a thread may have."""
 
+ATOMIC = re.compile(r"^\s*(?:@\S+\s+)?(?:atom|red)\.", re.MULTILINE)
+"""Instructions that would make the order of sums a matter of chance."""
+
 TENSOR_CORE = {"wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma", "mma": r"\bmma\.sync"}
 
 
@@ -86,6 +89,7 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
     options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = binary.asm["ptx"]
+    assert not ATOMIC.search(ptx), f"{kernel.name} adds up by atomics"
     kinds = [kind for kind, pattern in TENSOR_CORE.items() if re.search(pattern, ptx)]
     wide = r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64|cp\.async\.cg\.shared\.global.*, 0x10"
     return {

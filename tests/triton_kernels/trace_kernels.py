@@ -16,6 +16,7 @@ from qcompile.triton_kernels.batch_norm_block.op import (
     fused_batch_norm_block,
     fused_batch_norm_block_backward,
 )
+from qcompile.triton_kernels.bilinear.op import fused_bilinear, fused_bilinear_backward
 from qcompile.triton_kernels.hadamard.op import fused_epilogue, fused_epilogue_backward
 
 
@@ -44,6 +45,13 @@ def block(a: Any, b: Any, c: Any, grad: Any, of_channels: Any) -> list[Any]:
     return [y, *rest, *found]
 
 
+def bilinear(a: Any, b: Any, c: Any, grad: Any, of_channels: Any) -> list[Any]:
+    x, weight = (t.flatten(0, 2) for t in (a, b))
+    weight = weight.narrow(0, 0, 16).view(2, 8, 8)
+    y = fused_bilinear(x, weight)
+    return [y, *fused_bilinear_backward(y, x, weight, True, True)]
+
+
 def check(function: Any, kernels: int) -> None:
     with FakeTensorMode():
         tensors = [torch.empty(4, 32, 8, 8, device="cuda") for _ in range(4)]
@@ -54,6 +62,7 @@ def check(function: Any, kernels: int) -> None:
     calls = [node for node in graph.graph.nodes if node.target is functional]
     assert len(calls) == kernels, len(calls)
     read = {"a_ptr", "b_ptr", "c_ptr", "grad_ptr", "weight_ptr", "bias_ptr", "old_mean_ptr"}
+    read |= {"x_ptr", "w_ptr"}
     for call in calls:
         written = set(call.kwargs["tensors_to_clone"])
         assert written, call
@@ -64,4 +73,5 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     check(epilogue, 1 + 5)
     check(block, 9 + 5)
+    check(bilinear, 1 + 2)
     print("checked")
