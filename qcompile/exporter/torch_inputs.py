@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,15 @@ class Arguments:
             yield self.resized(batched, self.tensors[batched[0]].shape[0] + 1)
 
 
-def split(model: nn.Module | ExportedProgram, example_inputs: Any) -> Arguments:
-    """Bring example inputs into one form, on the CPU.
+def split(
+    model: nn.Module | ExportedProgram, example_inputs: Any, what: str = "example_inputs"
+) -> Arguments:
+    """Bring inputs of one call into one form, on the CPU.
+
+    Args:
+        model: a program brings its own where there are none.
+        example_inputs: one tensor, a sequence of positional inputs or a mapping of keyword inputs.
+        what: the argument's name, for messages.
 
     Raises:
         DataError: there are none, or none is a tensor with elements.
@@ -76,17 +83,62 @@ def split(model: nn.Module | ExportedProgram, example_inputs: Any) -> Arguments:
         example_inputs = (example_inputs,)
     if not isinstance(example_inputs, tuple | list):
         raise DataError(
-            "export: example_inputs must be a tuple of the inputs of forward, one tensor, or a "
-            f"mapping of keyword inputs; got {type(example_inputs).__name__}."
+            f"export: {what} must be a tuple of the inputs of forward, one tensor, or a mapping of "
+            f"keyword inputs; got {type(example_inputs).__name__}."
         )
     args, kwargs = pytree.tree_map(_to_cpu, (tuple(example_inputs), kwargs))
     arguments = Arguments(args, kwargs)
     if not arguments.tensors or any(tensor.numel() == 0 for tensor in arguments.tensors):
-        raise DataError("export: example_inputs hold no tensor, or an empty one.")
+        raise DataError(f"export: {what} hold no tensor, or an empty one.")
     return arguments
 
 
-def feeds_for(arguments: Arguments, names: Sequence[str]) -> dict[str, np.ndarray]:
+def joined(
+    model: nn.Module | ExportedProgram, inputs: Any, names: Sequence[str], what: str
+) -> dict[str, np.ndarray]:
+    """Return inputs of many rows as arrays under the graph's input names.
+
+    Args:
+        model: what they are for.
+        inputs: tensors or NumPy arrays in the form of example inputs; or batches of those, such as
+            a list of tuples or a data loader, which are joined along the first dimension.
+        names: of the graph's inputs.
+        what: the argument's name, for messages.
+
+    Raises:
+        DataError: there are none, or batches differ in shape or type.
+        ExportError: the graph reads another number of tensors.
+    """
+    inputs = pytree.tree_map(_as_tensor, inputs)
+    batches = list(inputs) if _is_batches(inputs, len(names)) else [inputs]
+    feeds = [
+        feeds_for(split(model, pytree.tree_map(_as_tensor, batch), what), names, what)
+        for batch in batches
+    ]
+    if not feeds:
+        raise DataError(f"export: {what} hold no batch.")
+    try:
+        return {name: np.concatenate([each[name] for each in feeds]) for name in names}
+    except ValueError as error:
+        raise DataError(f"export: the batches of {what} do not fit each other: {error}") from error
+
+
+def _is_batches(inputs: Any, count: int) -> bool:
+    """Whether inputs are several calls', not the ``count`` tensors of one."""
+    if isinstance(inputs, torch.Tensor | Mapping | tuple | str):
+        return False
+    if not isinstance(inputs, list):
+        return isinstance(inputs, Iterable)
+    return len(inputs) != count or not all(isinstance(each, torch.Tensor) for each in inputs)
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def feeds_for(
+    arguments: Arguments, names: Sequence[str], what: str = "example_inputs"
+) -> dict[str, np.ndarray]:
     """Return the tensors as arrays under the graph's input names.
 
     Raises:
@@ -96,7 +148,7 @@ def feeds_for(arguments: Arguments, names: Sequence[str]) -> dict[str, np.ndarra
     if len(tensors) != len(names):
         raise ExportError(
             f"export: the graph reads {len(names)} tensors ({', '.join(names)}), but "
-            f"example_inputs hold {len(tensors)}."
+            f"{what} hold {len(tensors)}."
         )
     return {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
 

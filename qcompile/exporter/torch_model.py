@@ -26,7 +26,7 @@ from qcompile.exporter.onnx_model import calls_of, check_promise, expectations
 from qcompile.exporter.progress import Progress, lines_only, unwatched
 from qcompile.exporter.rescore import check_rescore, keep_rows
 from qcompile.exporter.result import ExportResult
-from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, split
+from qcompile.exporter.torch_inputs import Arguments, arrays, feeds_for, joined, split
 from qcompile.exporter.torch_trace import evaluation_copy, quiet, to_onnx, trace, varying
 from qcompile.exporter.verify import Expectation
 from qcompile.exporter.writing import EXTERNAL_ABOVE, Staging, save, staging
@@ -87,8 +87,9 @@ def export(
         external_above: bytes of weights from which they go to a file of their own.
         recall: share of the best classes that has to be found by layers that hand out the best
             alone; the fastest setting that keeps it on ``calibration`` is taken.
-        calibration: inputs of many rows, in the form of ``example_inputs`` or as a mapping of
-            arrays by the graph's input names, or an ``.npz`` file of those.
+        calibration: inputs of many rows, tensors or NumPy arrays, in the form of
+            ``example_inputs``; or batches of those, such as a data loader; or a mapping of arrays by
+            the graph's input names, or an ``.npz`` file of those.
         batch: rows of ``calibration`` in one call, where the model leaves that open.
         guard: widens the search for inputs unlike those of ``calibration``; see ``LinearTopK``.
         seed: of the division of the inputs, and of what is learned from the weights.
@@ -212,7 +213,7 @@ def _calibration(model: nn.Module | ExportedProgram, given: Any, names: list[str
     by_name = isinstance(given, Mapping) and set(given) == set(names)
     if isinstance(given, str | Path) or by_name:
         return given
-    return feeds_for(split(model, given), names)
+    return joined(model, given, names, "calibration")
 
 
 def _sparse_layers(model: nn.Module | ExportedProgram) -> list[Any]:
