@@ -70,7 +70,7 @@ def _draw_steps(rows: Sequence[SearchStep]) -> Table:
     table = Table("step", "layer", "parameters", "MFLOP", "accuracy", "kept", title="search")
     for row in rows:
         size = f"{row.parameters:,}", f"{row.flops / 1e6:.2f}"
-        kept = "yes" if row.kept else f"no: {row.note}"
+        kept = "yes" if row.kept else row.note
         table.add_row(row.action, row.layer, *size, f"{row.metric:.4f}", kept)
     return table
 

@@ -200,7 +200,7 @@ class _Search:
         references = [s.metric for s in self.done.steps if s.action in ("replace", "control")]
         while self.config.tune_epochs and len(references) < len(self.done.edits) + 2:
             self._learn(self.control, self.config.tune_epochs, "control")
-            note = f"all layers replaced, tuned {len(references)} times"
+            note = "all layers replaced, trained as long"
             references.append(self._compare("control", self.control, note))
             self._save()
         return references[-1]

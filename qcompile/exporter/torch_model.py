@@ -88,8 +88,8 @@ def export(
         recall: share of the best classes that has to be found by layers that hand out the best
             alone; the fastest setting that keeps it on ``calibration`` is taken.
         calibration: inputs of many rows, tensors or NumPy arrays, in the form of
-            ``example_inputs``; or batches of those, such as a data loader; or a mapping of arrays by
-            the graph's input names, or an ``.npz`` file of those.
+            ``example_inputs``; or batches of those, such as a data loader; or a mapping of arrays
+            by the graph's input names, or an ``.npz`` file of those.
         batch: rows of ``calibration`` in one call, where the model leaves that open.
         guard: widens the search for inputs unlike those of ``calibration``; see ``LinearTopK``.
         seed: of the division of the inputs, and of what is learned from the weights.
