@@ -37,6 +37,12 @@ class Branches:
         """Those that there are; their places are the slots of their constants."""
         return [x for x in (self.a, self.b, self.c) if x is not None]
 
+    @property
+    def by_letter(self) -> dict[str, Tensor]:
+        """Those that there are."""
+        pairs = zip("abc", (self.a, self.b, self.c), strict=True)
+        return {name: x for name, x in pairs if x is not None}
+
     def pointers(self) -> dict[str, Tensor]:
         """Return the kernels' arguments; absent tensors are never read."""
         pairs = zip("abc", (self.a, self.b, self.c), strict=True)

@@ -1,27 +1,29 @@
-"""The element-wise half of hybrid back-propagation by kernels, for CUDA tensors.
+"""The element-wise half of hybrid back-propagation by kernels.
 
-Computes what :mod:`qcompile.nn.quadratic.elementwise` and torch's batch norms do elsewhere, in as
-many passes over memory as the batch norms' sums take: see
-:mod:`qcompile.triton_kernels.batch_norm_block.passes`. Statistics come from other kernels than at
-level 0, so that running statistics and outputs are equal to level 0's up to rounding.
+Computes what :mod:`qcompile.nn.quadratic.elementwise` and torch's batch norms do elsewhere, in few
+passes over memory: see :mod:`qcompile.triton_kernels.batch_norm_block.passes` for CUDA tensors and
+:mod:`qcompile.nn.quadratic.cpu`. On a GPU statistics come from other kernels than at level 0, so
+that running statistics and outputs are equal to level 0's up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from qcompile.nn.quadratic import cpu
 from qcompile.nn.quadratic.elementwise import Norm
 from qcompile.nn.quadratic.plan import OUTER, Plan
 from qcompile.triton_kernels.availability import has_triton
 from qcompile.triton_kernels.hadamard.spec import DTYPES
 
 if TYPE_CHECKING:
-    from qcompile.triton_kernels.batch_norm_block.passes import BatchNorm, Block
+    from qcompile.triton_kernels.batch_norm_block.block import BatchNorm, Block
     from qcompile.triton_kernels.elementwise.terms import Branches
 
 POOL_ELEMENTS = 1 << 22
@@ -39,20 +41,36 @@ _ACTIVATIONS = {
 """The kernels' names of what a plan calls its activations."""
 
 
-def takes(plan: Plan, x: Tensor) -> bool:
+def takes(plan: Plan, x: Tensor, values: Mapping[str, Tensor], *, backward: bool = False) -> bool:
     """Return whether kernels compute the element-wise half of a plan for an input.
 
     Tensors that only stand for others, and what somebody watches, get plain operators.
+
+    Args:
+        plan: what is computed.
+        x: the input.
+        values: what the branches computed, by letter.
+        backward: whether gradients are, and not the output.
     """
-    return (
-        x.is_cuda
-        and x.numel() > 0
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and has_triton()
-        and plan.dtype in DTYPES
-        and plan.activation in _ACTIVATIONS
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+    if x.numel() == 0 or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if plan.activation not in _ACTIVATIONS or torch._C._len_torch_dispatch_stack() != 0:
+        return False
+    if x.device.type == "cpu":
+        return cpu.takes_backward(plan, values) if backward else cpu.takes_forward(values)
+    return x.is_cuda and has_triton() and plan.dtype in DTYPES
+
+
+def _passes(plan: Plan, x: Tensor) -> tuple[ModuleType, dict[str, bool]]:
+    """Return the module that has ``block_forward`` and ``BlockBackward`` for a device.
+
+    Options for them follow if they pool as well.
+    """
+    if x.device.type == "cpu":
+        return cpu, {"pooled": True} if cpu.pools(plan, x) else {}
+    from qcompile.triton_kernels.batch_norm_block import passes
+
+    return passes, {}
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,7 @@ class Places:
 
     def block(self, plan: Plan, norms: Mapping[str, BatchNorm]) -> Block:
         """Return what the kernels compute."""
-        from qcompile.triton_kernels.batch_norm_block.passes import Block
+        from qcompile.triton_kernels.batch_norm_block.block import Block
         from qcompile.triton_kernels.elementwise.terms import Term
 
         term = Term(self.product, activation=_ACTIVATIONS[plan.activation])
@@ -114,10 +132,10 @@ def combine(
         running: running mean and variance of those that have them, by slot.
 
     Returns:
-        The output before its pooling; new running statistics; mean and one over the deviation of
+        The output; new running statistics; mean and one over the deviation of
         each batch norm.
     """
-    from qcompile.triton_kernels.batch_norm_block.passes import BatchNorm, block_forward
+    from qcompile.triton_kernels.batch_norm_block.block import BatchNorm
 
     norms = {
         norm.slot: BatchNorm(
@@ -127,7 +145,12 @@ def combine(
     }
     places = Places.of(plan, plan.letters)
     block, branches = places.block(plan, norms), places.branches(values)
-    y, statistics, updated = block_forward(block, branches, overwrite=plan.memory != 1)
+    passes, options = _passes(plan, branches.a)
+    y, statistics, updated = passes.block_forward(
+        block, branches, overwrite=plan.memory != 1, **options
+    )
+    if not options:
+        y = plan.pooled(y)
     return y, updated, [tensor for pair in statistics if pair is not None for tensor in pair]
 
 
@@ -148,12 +171,12 @@ class FusedBackward:
     def __init__(
         self, plan: Plan, grad: Tensor, pre: dict[str, Tensor], norms: dict[str, Norm]
     ) -> None:
-        from qcompile.triton_kernels.batch_norm_block.passes import BatchNorm, BlockBackward
+        from qcompile.triton_kernels.batch_norm_block.block import BatchNorm
 
         self._plan, self._grad, self._pre = plan, grad, pre
         self.sums: dict[str, Sums] = {}
         self._same = [letter for letter in plan.letters if letter not in pre]
-        self._backward: BlockBackward | None = None
+        self._backward: Any = None
         if not pre:
             return
         self._places = Places.of(plan, [letter for letter in plan.letters if letter in pre])
@@ -162,13 +185,15 @@ class FusedBackward:
         self._plain = self._places.product == "none" and not block.of_branches
         slots = [*self._places.letters.values(), *([OUTER] if OUTER in norms else [])]
         pairs = [(norms[x].mean, norms[x].rstd) if x in norms else None for x in slots]
-        self._backward = BlockBackward(block, self._places.branches(pre), pairs)
-        self._spare = self._unpooled() if plan.pool is not None else None
+        branches = self._places.branches(pre)
+        passes, options = _passes(plan, branches.a)
+        self._backward = passes.BlockBackward(block, branches, pairs, **options)
+        self._spare = self._unpooled() if plan.pool is not None and not options else None
         self._backward.take(grad if self._spare is None else self._spare)
         for number, slot in enumerate(slots):
             if slot in norms:
                 plain, projected = self._backward.plain[number], self._backward.projected[number]
-                self.sums[slot] = Sums(plain, projected)
+                self.sums[slot] = Sums(plain.clone(), projected.clone())
 
     def _unpooled(self) -> Tensor:
         """Return the gradient of what was pooled."""

@@ -121,15 +121,14 @@ def forward(
 
     with _without_autocast(x):
         padded = _pad(plan, x)
-        values: dict[str, Tensor] = {}
-        if fused.takes(plan, x):
-            values = {x: _branch(plan, x, padded, products[x]) for x in plan.letters}
+        values = {x: _branch(plan, x, padded, products[x]) for x in plan.letters}
+        if fused.takes(plan, x, values):
             return _fused_forward(plan, values, scales, stored)
+        if plan.memory == 1:
+            pre = [values[letter] for letter in plan.needed]
         for letter in plan.letters:
-            value = _branch(plan, letter, padded, products[letter])
-            if plan.memory == 1 and letter in plan.needed:
-                pre.append(value)
-            values[letter] = normalise(letter, value) if letter in slots else value
+            if letter in slots:
+                values[letter] = normalise(letter, values[letter])
         y = plan.formula.combine(values)
         values.clear()
         if OUTER in slots:
@@ -149,7 +148,7 @@ def _fused_forward(
     y, updated, statistics = fused.combine(plan, values, scales, running)
     pre = [values[letter] for letter in plan.needed] if plan.memory == 1 else []
     values.clear()
-    return plan.pooled(y), updated, statistics, pre
+    return y, updated, statistics, pre
 
 
 def _normalise(
@@ -208,7 +207,7 @@ def backward(
                 values[letter] = _branch(plan, letter, padded, products[letter])
         shape = next((value.shape for value in values.values()), grad.shape)
         elementwise: FusedBackward | ElementwiseBackward
-        if fused.takes(plan, x):
+        if fused.takes(plan, x, values, backward=True):
             elementwise = FusedBackward(plan, grad, values, norms)
         else:
             elementwise = ElementwiseBackward(plan, grad, shape, values, norms)

@@ -11,6 +11,7 @@
 #define QC_AMX __attribute__((target("amx-tile,amx-int8,avx512f")))
 // For bodies that are compiled once per instruction set by inlining them into such functions.
 #define QC_INLINE inline __attribute__((always_inline))
+#define QC_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace qcompile {
 

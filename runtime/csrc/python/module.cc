@@ -11,5 +11,6 @@ NB_MODULE(_core, module) {
   qcompile::bind_lsh(module);
   qcompile::bind_optim(module);  // before what takes its classes as arguments
   qcompile::bind_csr(module);
+  qcompile::bind_quadratic(module);
   qcompile::bind_train(module);
 }
