@@ -101,6 +101,7 @@ LINEAR_TOP_K = Operator(
             16,
         ),  # cells: how many groups of them are looked through; all with a guard or sum
         ("rescore", 32),  # candidates that are scored in fp32, at least k
+        ("bits", 8),  # cells: of a packed value; 2 or 4 where rows are codes
         ("spread", 0.0),  # cells: how much of its spread counts for a cell
         ("guard", 0.0),  # cells: 0, or how many spreads above its score a cell may reach
         ("variance", 1.0),  # cells: how much the spread of one that is not searched adds to log_sum
@@ -119,7 +120,9 @@ LINEAR_TOP_K = Operator(
 * ``exact``: all, by an int8 scan that keeps what its error bound cannot exclude;
 * ``cells``: those in the learned buckets that promise most, of the groups of buckets that do.
   Packed rows lie bucket after bucket, each from a new block on, so ``packed`` is int8
-  [B, ceil(d/4), 16, 4] and ``scale`` and ``error`` are [16 B];
+  [B, ceil(d/4), 16, 4] and ``scale`` and ``error`` are [16 B]. With ``bits`` 2 or 4 it has codes of
+  how far rows are from their bucket's packed centroid, uint8 [B, ceil(d * bits / 32), 16, 4]; see
+  runtime/reference/codes.py;
 * ``lsh``: those that share most buckets of hash tables with the hidden vector.
 
 ``exp(scores - log_sum)`` are probabilities. In mode ``cells`` ``log_sum`` is an estimate: a cell

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qcompile import ops
 from qcompile.errors import DataError
 
-__all__ = ["Index", "build_cells", "build_exact", "build_lsh", "store"]
+__all__ = ["Index", "build_cells", "build_exact", "build_lsh", "code_cells", "store"]
 
 Attribute = int | float | str
 _PACKED = ops.LINEAR_TOP_K.inputs[3 : ops.TOP_K_INPUTS["exact"]]
@@ -167,6 +167,40 @@ def build_cells(
         raise DataError(f"build_cells: cells is {cells}, expected 1 to the {rows} rows.")
     arrays = _core.build_cells(weight, bias, cells, seed, threads, progress)
     return Index("cells", arrays)
+
+
+def code_cells(weight: NDArray[np.float32], index: Index, bits: int, *, threads: int = 0) -> Index:
+    """Let an index of cells have short codes of its rows in the place of packed rows.
+
+    A code says in 2 or 4 bits a value how far a row is from its cell's centroid: of 128 values
+    32 or 64 bytes instead of 128. Scores from codes are coarser, so more rows have to be scored
+    anew in fp32, for which they are no worse.
+
+    Args:
+        weight: float32 [N, d], of which the index was built.
+        index: of :func:`build_cells`.
+        bits: 2 or 4.
+        threads: how many to use; 0 for all. They do not change the result.
+
+    Raises:
+        DataError: the index is none of packed rows in cells, does not fit the weight, or there are
+            no codes of so many bits.
+    """
+    from qcompile.runtime import _core
+
+    if index.mode != "cells" or index.attributes.get("bits", 8) != 8:
+        raise DataError("code_cells: expected an index of build_cells.")
+    if bits not in (2, 4):
+        raise DataError(f"code_cells: bits is {bits}, expected 2 or 4.")
+    names = ("offsets", "row_ids", "centroids", "centroid_scale")
+    arrays = (index.arrays[name] for name in names)
+    coded = _core.code_cells(weight, *arrays, bits, threads)
+    replaced = dict(zip(("packed", "scale", "error"), coded, strict=True))
+    return dataclasses.replace(
+        index,
+        arrays={**index.arrays, **replaced},
+        attributes={**index.attributes, "bits": bits},
+    )
 
 
 def build_lsh(

@@ -3,7 +3,9 @@
 A cell's score is what its centroid scores in int8, plus the mean of its biases, plus a multiple of
 its spread: the root of the squared spread of its weights times the hidden vector's norm, and of its
 biases. The cells of the greatest scores are searched: their
-rows are scored in int8, and the best of those in fp32.
+rows are scored in int8, and the best of those in fp32. Where rows are codes, see
+:mod:`qcompile.runtime.reference.codes`, their score is that of the cell plus those of the levels
+and of the bias that the cell's score lacks.
 
 Cells are looked for in groups, which lie one after the other. A group's score is what the mean of
 its centroids scores in int8, plus what its biases add, plus its spread times the hidden vector's
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from qcompile import ops
 from qcompile.runtime.reference import head
+from qcompile.runtime.reference.codes import decode
 from qcompile.runtime.reference.index import merge, pack, unpack
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -37,6 +40,7 @@ def cells_top_k(
     rescore: int = 32,
     spread: float = 0.0,
     guard: float = 0.0,
+    bits: int = 8,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the k best scores found in the best cells, and their ids, [B, k].
 
@@ -51,9 +55,11 @@ def cells_top_k(
         rescore: rows that are scored in fp32; k where that is more.
         spread: multiple of a cell's spread that counts for it.
         guard: where it is not 0, further cells are searched while the score of one, with this
-            multiple of its spread, reaches the k-th best int8 score.
+            multiple of its spread, reaches the k-th best int8 score; of codes, the k-th best fp32
+            score of the rows that would be scored so, which is looked up after 1, 2, 4, … of them.
+        bits: 2 or 4 where rows are codes.
     """
-    search = _Search(weight, bias, arrays, k, max(k, rescore))
+    search = _Search(weight, bias, arrays, k, max(k, rescore), bits)
     scores = np.empty((len(hidden), k), np.float32)
     ids = np.empty((len(hidden), k), np.int64)
     for i, x in enumerate(hidden):
@@ -76,6 +82,7 @@ def cells_log_sum(
     spread: float = 0.0,
     guard: float = 0.0,
     variance: float = 1.0,
+    bits: int = 8,
 ) -> NDArray[np.float64]:
     """Return the estimated logarithm of the partition function, [B, 1].
 
@@ -83,7 +90,7 @@ def cells_log_sum(
 
         variance: how much the spread of a cell that is not searched counts.
     """
-    search = _Search(weight, bias, arrays, k, max(k, rescore))
+    search = _Search(weight, bias, arrays, k, max(k, rescore), bits)
     every = np.arange(len(weight))
     results = np.empty((len(hidden), 1))
     for i, x in enumerate(hidden):
@@ -123,14 +130,24 @@ class _Search:
         arrays: Arrays,
         k: int,
         most: int,
+        bits: int,
     ) -> None:
         places, depth = len(arrays["row_ids"]), weight.shape[1]
-        self.k, self.most = k, most
+        self.weight, self.bias = weight, bias
+        self.k, self.most, self.coded = k, most, bits < 8
         self.arrays = arrays
-        self.rows = unpack(arrays["packed"], places, depth)
+        packed = arrays["packed"]
+        self.rows = (
+            decode(packed, places, depth, bits) if self.coded else unpack(packed, places, depth)
+        )
         self.row_ids = arrays["row_ids"]
         lowest = np.finfo(np.float32).min
         row_bias = np.maximum(bias[self.row_ids], lowest)
+        offsets = arrays["offsets"].astype(np.int64) * ops.BLOCK_ROWS
+        rows_of = offsets[1:] - offsets[:-1]
+        if self.coded:
+            of_cell = np.repeat(arrays["cell_bias"], rows_of)
+            row_bias = np.maximum(bias[self.row_ids] - of_cell, lowest)
         self.row_bias = np.where(self.row_ids < 0, -np.inf, row_bias).astype(np.float32)
         cells = len(arrays["centroid_scale"])
         self.centroids = unpack(arrays["centroids"], cells, depth)
@@ -140,8 +157,7 @@ class _Search:
             np.arange(len(self.groups)), (blocks[1:] - blocks[:-1]) * ops.BLOCK_ROWS
         )
         self.group_of = self.group_of[:cells]
-        offsets = arrays["offsets"].astype(np.int64) * ops.BLOCK_ROWS
-        cell_of = np.repeat(np.arange(cells), offsets[1:] - offsets[:-1])
+        cell_of = np.repeat(np.arange(cells), rows_of)
         self.cell_of = np.where(self.row_ids < 0, -1, cell_of)
         counted = (self.row_ids >= 0) & np.isfinite(bias[self.row_ids])
         of = cell_of[counted]
@@ -183,23 +199,42 @@ class _Search:
         while np.isin(self.cell_of, order[:probes]).sum() < self.k and probes < len(order):
             probes = min(2 * probes, len(order))
         row_score = _scores(self.rows, values, arrays["scale"] * scale) + self.row_bias
+        if self.coded:
+            row_score = row_score + cell_score[self.cell_of]
         searched = np.isin(self.cell_of, order[:probes])
         if guard > 0:
             bound = cell_score + guard * deviation
             rest = order[probes:]
-            for cell in rest[np.argsort(-bound[rest], kind="stable")]:
-                least = -np.sort(-row_score[searched])[self.k - 1]
+            least = self._kth_best(x, searched, row_score)
+            for number, cell in enumerate(rest[np.argsort(-bound[rest], kind="stable")], 1):
                 if bound[cell] < least:
                     break
                 searched |= self.cell_of == cell
+                if not self.coded or number & (number - 1) == 0:
+                    least = self._kth_best(x, searched, row_score)
+        rows = self._best(searched, row_score)
+        return _Found(rows, searched & (self.row_ids >= 0), row_score, cell_score)
+
+    def _best(
+        self, searched: NDArray[np.bool_], row_score: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Return the rows to be scored in fp32, ascending."""
         places = np.flatnonzero(searched)
         best = places[np.argsort(-row_score[places], kind="stable")][: self.most]
-        rows = np.sort(self.row_ids[best]).astype(np.int64)
-        return _Found(rows, searched & (self.row_ids >= 0), row_score, cell_score)
+        return np.sort(self.row_ids[best]).astype(np.int64)
+
+    def _kth_best(
+        self, x: NDArray[np.float32], searched: NDArray[np.bool_], row_score: NDArray[np.float32]
+    ) -> np.float32:
+        if not self.coded:
+            return np.float32(-np.sort(-row_score[searched])[self.k - 1])
+        rows = self._best(searched, row_score)
+        scores = head.linear_top_k(x, self.weight[rows], self.bias[rows], self.k)[0]
+        return np.float32(scores[-1])
 
 
 def _scores(
-    rows: NDArray[np.int8], values: NDArray[np.int8], scale: NDArray[np.float32]
+    rows: NDArray[np.signedinteger[Any]], values: NDArray[np.int8], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     return (rows.astype(np.int32) @ values.astype(np.int32)).astype(np.float32) * scale
 

@@ -24,27 +24,13 @@ void BestScores::start(int64_t most, int64_t k, float width, Isa isa) {
 }
 
 void BestScores::add(const float* scores, const int32_t* list, int64_t listed) {
-  seed(scores, listed);
-  const NotBelow reach = not_below(isa_);
-  for (int64_t first = 0; first < listed; first += kTogether) {
-    const int64_t blocks = std::min(kTogether, listed - first);
-    float padded[64];
-    const float* source = scores + first * kBlockRows;
-    if (blocks < kTogether) {
-      std::copy_n(source, blocks * kBlockRows, padded);
-      std::fill(padded + blocks * kBlockRows, padded + 64, 0.0f);
-      source = padded;
-    }
-    uint64_t bits = reach(source, bar_);
-    if (blocks < kTogether) bits &= (uint64_t{1} << (blocks * kBlockRows)) - 1;
-    for (; bits != 0; bits &= bits - 1) {
-      const int at = std::countr_zero(bits);
-      const int32_t block = list[first + at / kBlockRows];
-      keys_.push_back(
-          rank_key(source[at], static_cast<uint32_t>(block) * kBlockRows + at % kBlockRows));
-    }
-    if (keys_.size() >= 2 * most_ + 256) shrink();
-  }
+  if (bar_ == -kInfinity) seed(scores, listed);
+  each_reaching(
+      scores, list, listed, isa_, [this] { return bar_; },
+      [this](float score, uint32_t place) {
+        keys_.push_back(rank_key(score, place));
+        if (keys_.size() >= 2 * most_ + 256) shrink();
+      });
 }
 
 const std::vector<uint64_t>& BestScores::finish() {

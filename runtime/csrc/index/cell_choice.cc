@@ -5,6 +5,8 @@
 #include <functional>
 #include <limits>
 
+#include "index/greatest.h"
+
 namespace qcompile {
 namespace {
 
@@ -46,9 +48,9 @@ void CellChoice::start(const CellIndex& index, const CellSearch& search, Isa isa
   }
 }
 
-void CellChoice::choose(const Query& query, const EncodedQueries& encoded) {
+void CellChoice::choose(const Query& query, const uint8_t* encoded) {
   query_ = &query;
-  encoded_ = &encoded;
+  encoded_ = encoded;
   int64_t probes = std::min(search_->probes, index_->cells());
   if (!search_all()) {
     list_groups();
@@ -70,17 +72,18 @@ void CellChoice::weigh() {
     const double mass = static_cast<double>(cell_scores_[cell]) + index_->mass()[cell];
     masses_[cell] = finite_float(mass + factor * spread * spread);
   }
-  for (uint64_t key : cells_) leave_out(key);
+  for (const ScoredCell& each : cells_) leave_out(each.cell);
 }
 
 PieceSum CellChoice::rest() { return sum_piece(masses_.data(), std::ssize(masses_), isa_); }
 
 std::span<const uint64_t> CellChoice::others(float least) {
-  for (uint64_t key : cells_) cell_scores_[place_of(key)] = -kInfinity;
+  promises_ = cell_scores_;
+  for (const ScoredCell& each : cells_) promises_[static_cast<size_t>(each.cell)] = -kInfinity;
   others_.clear();
-  deviate(0, index_->cells(), search_->guard, cell_scores_.data());
+  deviate(0, index_->cells(), search_->guard, promises_.data());
   for (int64_t cell = 0; cell < index_->cells(); ++cell) {
-    const float bound = cell_scores_[static_cast<size_t>(cell)];
+    const float bound = promises_[static_cast<size_t>(cell)];
     if (bound >= least) others_.push_back(rank_key(bound, static_cast<uint32_t>(cell)));
   }
   std::sort(others_.begin(), others_.end(), std::greater<>());
@@ -90,9 +93,7 @@ std::span<const uint64_t> CellChoice::others(float least) {
 // The groups' scores have all of the spread of their cells.
 void CellChoice::list_groups() {
   const int64_t blocks = block_count(index_->groups());
-  scores_.resize(static_cast<size_t>(blocks * kBlockRows));
-  cell_kernel(isa_)(index_->groups_of_cells(), {every_block_.data(), blocks}, *encoded_,
-                    scores_.data());
+  score_blocks(index_->groups_of_cells(), every_block_, blocks, scores_);
   const float* spread = index_->group_spread();
   for (int64_t group = 0; group < index_->groups(); ++group) {
     scores_[static_cast<size_t>(group)] += query_->norm * spread[group];
@@ -105,6 +106,14 @@ void CellChoice::list_groups() {
     const int32_t end = index_->first_centroids(place_of(key) + 1);
     for (int32_t b = index_->first_centroids(place_of(key)); b < end; ++b) list_.push_back(b);
   }
+  std::sort(list_.begin(), list_.end());
+}
+
+void CellChoice::score_blocks(const PackedBlocks& blocks, const std::vector<int32_t>& list,
+                              int64_t count, std::vector<float>& scores) const {
+  scores.resize(static_cast<size_t>(count * kBlockRows));
+  const CellQuery query{.values = encoded_, .scale = query_->scale, .scores = scores.data()};
+  cell_kernel(isa_)(blocks, {list.data(), count}, &query, 1);
 }
 
 void CellChoice::list_all() {
@@ -112,9 +121,11 @@ void CellChoice::list_all() {
 }
 
 void CellChoice::score() {
-  cell_scores_.resize(list_.size() * kBlockRows);
-  cell_kernel(isa_)(index_->centroids(), {list_.data(), std::ssize(list_)}, *encoded_,
-                    cell_scores_.data());
+  listed_.resize(static_cast<size_t>(block_count(index_->cells())));
+  for (size_t i = 0; i < list_.size(); ++i) {
+    listed_[static_cast<size_t>(list_[i])] = static_cast<int32_t>(i);
+  }
+  score_blocks(index_->centroids(), list_, std::ssize(list_), cell_scores_);
   if (search_->spread == 0) return;
   promises_ = cell_scores_;
   for (size_t i = 0; i < list_.size(); ++i) {
@@ -132,15 +143,16 @@ void CellChoice::deviate(int64_t first, int64_t count, float factor, float* scor
 
 // Takes the `probes` best cells of those listed; returns whether they hold k rows.
 bool CellChoice::take(int64_t probes) {
-  best_.start(probes, probes, 0, isa_);
-  best_.add(search_->spread == 0 ? cell_scores_.data() : promises_.data(), list_.data(),
-            std::ssize(list_));
+  greatest_.clear();
+  append_greatest(search_->spread == 0 ? cell_scores_.data() : promises_.data(), list_.data(),
+                  std::ssize(list_), probes, greatest_, isa_);
   cells_.clear();
   int64_t rows = 0;
-  for (uint64_t key : best_.finish()) {
-    if (place_of(key) >= index_->cells()) continue;
-    cells_.push_back(key);
-    rows += index_->size(place_of(key));
+  for (uint64_t key : greatest_) {
+    const int64_t cell = place_of(key);
+    if (cell >= index_->cells()) continue;
+    cells_.push_back({static_cast<int32_t>(cell), score_of_cell(cell)});
+    rows += index_->size(cell);
   }
   return rows >= search_->k;
 }

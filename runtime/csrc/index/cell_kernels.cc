@@ -44,14 +44,14 @@ NotBelow not_below(Isa isa) {
   return isa == Isa::kAvx2 ? not_below_avx2 : not_below_avx512;
 }
 
-void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list,
-                        const EncodedQueries& queries, float* scores) {
-  for (int64_t query = 0; query < queries.count; ++query) {
-    const uint8_t* x = queries.values + query * queries.stride;
+void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list, const CellQuery* queries,
+                        int64_t count) {
+  for (const CellQuery* query = queries; query != queries + count; ++query) {
+    const uint8_t* x = query->values;
     for (int64_t i = 0; i < list.count; ++i) {
       const int8_t* rows = blocks.block(list[i]);
       const BlockTerms& terms = blocks.terms[list[i]];
-      float* out = scores + (query * list.count + i) * kBlockRows;
+      float* out = query->scores + i * kBlockRows;
       for (int lane = 0; lane < kBlockRows; ++lane) {
         int32_t sum = 0;
         for (int64_t step = 0; step < blocks.steps; ++step) {
@@ -60,8 +60,7 @@ void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list,
                    (x[step * kBlockDepth + j] - 128);
           }
         }
-        out[lane] = static_cast<float>(sum) * (terms.scale[lane] * queries.scales[query]) +
-                    terms.bias[lane];
+        out[lane] = static_cast<float>(sum) * (terms.scale[lane] * query->scale) + terms.bias[lane];
       }
     }
   }

@@ -36,27 +36,29 @@ struct BlockList {
   int64_t known() const { return count + following; }
 };
 
-// Encoded queries; see index/query.h.
-struct EncodedQueries {
-  const uint8_t* values;  // 4 * steps bytes each
-  int64_t stride;         // bytes from one query to the next
-  const float* scales;    // [count]
-  int64_t count;
+// An encoded query (see index/query.h), and where its scores go.
+struct CellQuery {
+  const uint8_t* values = nullptr;  // 4 * steps bytes; those for codes are without the offset
+  float scale = 0;
+  int32_t sum = 0;               // of the values, without the offset; codes alone need it
+  const float* bases = nullptr;  // what is added to the scores of each listed block of codes
+  int64_t base_step = 0;         // from the base of one listed block to that of the next, 0 or 1
+  float* scores = nullptr;       // [list.count * 16]
 };
 
-// Writes float(q.x) * (row.scale * query.scale) + row.bias of every row of the listed blocks into
-// scores [count, list.count * 16].
+// Writes float(q.x) * (row.scale * query.scale) + row.bias of every row of the listed blocks for
+// `count` queries.
 using CellKernel = void (*)(const PackedBlocks& blocks, const BlockList& list,
-                            const EncodedQueries& queries, float* scores);
+                            const CellQuery* queries, int64_t count);
 
 CellKernel cell_kernel(Isa isa);
 
-void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list,
-                        const EncodedQueries& queries, float* scores);
+void cell_scores_scalar(const PackedBlocks& blocks, const BlockList& list, const CellQuery* queries,
+                        int64_t count);
 QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const BlockList& list,
-                              const EncodedQueries& queries, float* scores);
+                              const CellQuery* queries, int64_t count);
 QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const BlockList& list,
-                                  const EncodedQueries& queries, float* scores);
+                                  const CellQuery* queries, int64_t count);
 
 // Bits of the scores [64] that are not below `bar`.
 uint64_t not_below_scalar(const float* scores, float bar);

@@ -23,12 +23,12 @@ QC_AVX2 inline void store_scores(__m256i sums, const BlockTerms& terms, int lane
 }  // namespace
 
 QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const BlockList& list,
-                              const EncodedQueries& queries, float* scores) {
+                              const CellQuery* queries, int64_t count) {
   for (int64_t i = 0; i < list.count; ++i) {
     const int8_t* rows = blocks.block(list[i]);
     const BlockTerms& terms = blocks.terms[list[i]];
-    for (int64_t query = 0; query < queries.count; ++query) {
-      const uint8_t* x = queries.values + query * queries.stride;
+    for (const CellQuery* query = queries; query != queries + count; ++query) {
+      const uint8_t* x = query->values;
       __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
       for (int64_t step = 0; step < blocks.steps; ++step) {
         int32_t four;
@@ -38,9 +38,9 @@ QC_AVX2 void cell_scores_avx2(const PackedBlocks& blocks, const BlockList& list,
         low = multiply_add(low, _mm256_loadu_si256(source), values);
         high = multiply_add(high, _mm256_loadu_si256(source + 1), values);
       }
-      float* out = scores + (query * list.count + i) * kBlockRows;
-      store_scores(low, terms, 0, queries.scales[query], out);
-      store_scores(high, terms, 8, queries.scales[query], out);
+      float* out = query->scores + i * kBlockRows;
+      store_scores(low, terms, 0, query->scale, out);
+      store_scores(high, terms, 8, query->scale, out);
     }
   }
 }

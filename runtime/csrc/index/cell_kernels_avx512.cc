@@ -31,7 +31,7 @@ QC_AVX512 inline void ask_for_terms(const BlockTerms& terms) {
 // kBlocks blocks from all over the memory; asks for those that come next.
 template <int kQueries, int kBlocks>
 QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_t at,
-                       const EncodedQueries& queries, int64_t query, float* scores) {
+                       const CellQuery* queries) {
   const int8_t *rows[kBlocks], *next[kBlocks];
   __m512i sums[kQueries][kBlocks];
 #pragma GCC unroll 8
@@ -44,7 +44,6 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) sums[q][b] = start;
   }
-  const uint8_t* x = queries.values + query * queries.stride;
   for (int64_t step = 0; step < blocks.steps; ++step) {
     __m512i values[kBlocks];
 #pragma GCC unroll 8
@@ -54,7 +53,7 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_
     }
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
-      const __m512i four = broadcast(x + q * queries.stride + step * kBlockDepth);
+      const __m512i four = broadcast(queries[q].values + step * kBlockDepth);
 #pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) {
         add_dots(sums[q][b], four, values[b]);
@@ -63,37 +62,31 @@ QC_AVX512 void tile_of(const PackedBlocks& blocks, const BlockList& list, int64_
   }
 #pragma GCC unroll 8
   for (int q = 0; q < kQueries; ++q) {
-    float* out = scores + ((query + q) * list.count + at) * kBlockRows;
+    float* out = queries[q].scores + at * kBlockRows;
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
-      store_scores(sums[q][b], blocks.terms[list[at + b]], queries.scales[query + q],
-                   out + b * kBlockRows);
+      store_scores(sums[q][b], blocks.terms[list[at + b]], queries[q].scale, out + b * kBlockRows);
     }
   }
 }
 
-template <int kQueries, int kBlocks>
+template <int kQueries>
 QC_AVX512 void blocks_of(const PackedBlocks& blocks, const BlockList& list,
-                         const EncodedQueries& queries, int64_t query, float* scores) {
+                         const CellQuery* queries) {
   int64_t at = 0;
-  for (; at + kBlocks <= list.count; at += kBlocks) {
-    tile_of<kQueries, kBlocks>(blocks, list, at, queries, query, scores);
-  }
-  for (; at < list.count; ++at) tile_of<kQueries, 1>(blocks, list, at, queries, query, scores);
+  for (; at + 4 <= list.count; at += 4) tile_of<kQueries, 4>(blocks, list, at, queries);
+  for (; at + 2 <= list.count; at += 2) tile_of<kQueries, 2>(blocks, list, at, queries);
+  for (; at < list.count; ++at) tile_of<kQueries, 1>(blocks, list, at, queries);
 }
 
 }  // namespace
 
 QC_AVX512 void cell_scores_avx512(const PackedBlocks& blocks, const BlockList& list,
-                                  const EncodedQueries& queries, float* scores) {
+                                  const CellQuery* queries, int64_t count) {
   int64_t query = 0;
-  for (; query + 4 <= queries.count; query += 4) {
-    blocks_of<4, 4>(blocks, list, queries, query, scores);
-  }
-  for (; query + 2 <= queries.count; query += 2) {
-    blocks_of<2, 4>(blocks, list, queries, query, scores);
-  }
-  for (; query < queries.count; ++query) blocks_of<1, 4>(blocks, list, queries, query, scores);
+  for (; query + 4 <= count; query += 4) blocks_of<4>(blocks, list, queries + query);
+  for (; query + 2 <= count; query += 2) blocks_of<2>(blocks, list, queries + query);
+  for (; query < count; ++query) blocks_of<1>(blocks, list, queries + query);
 }
 
 QC_AVX512 uint64_t not_below_avx512(const float* scores, float bar) {

@@ -14,18 +14,20 @@ constexpr int64_t kAskers = 16;
 
 }  // namespace
 
-void CellScan::start(const CellIndex& index, const EncodedQueries& queries, Isa isa) {
+void CellScan::start(const CellIndex& index, const CellQuery* queries, int64_t count, Isa isa) {
   index_ = &index;
   queries_ = queries;
-  kernel_ = cell_kernel(isa);
+  count_ = count;
   isa_ = isa;
   visits_.clear();
-  if (std::ssize(waiting_) < queries.count) waiting_.resize(static_cast<size_t>(queries.count));
+  while (std::ssize(waiting_) < count) {
+    waiting_.push_back({std::vector<float>(kListed * kBlockRows), std::vector<int32_t>(kListed)});
+  }
 }
 
-void CellScan::ask(int64_t query, std::span<const uint64_t> cells) {
-  for (uint64_t key : cells) {
-    visits_.push_back({static_cast<int32_t>(place_of(key)), static_cast<int32_t>(query)});
+void CellScan::ask(int64_t query, std::span<const ScoredCell> cells) {
+  for (const ScoredCell& each : cells) {
+    visits_.push_back({each.cell, static_cast<int32_t>(query), each.score});
   }
 }
 
@@ -38,7 +40,7 @@ void CellScan::run(BestScores* best, PieceSum* sums) {
   for (const Part& part : parts_) {
     if (part.askers == 1) scan_alone(part, best[part.asker]);
   }
-  for (int64_t query = 0; query < queries_.count; ++query) offer(query, best[query]);
+  for (int64_t query = 0; query < count_; ++query) offer(query, best[query]);
   visits_.clear();
 }
 
@@ -46,13 +48,9 @@ void CellScan::run(BestScores* best, PieceSum* sums) {
 // by query, so that one list has them all.
 void CellScan::divide() {
   list_.clear();
+  bases_.clear();
   parts_.clear();
-  if (queries_.count == 1) {
-    // In the order of memory: of many cells some lie side by side.
-    std::sort(visits_.begin(), visits_.end(),
-              [](const Visit& a, const Visit& b) { return a.cell < b.cell; });
-    return list_alone(visits_);
-  }
+  if (count_ == 1) return list_alone(visits_);
   sort_by_cell();
   alone_.clear();
   for (size_t begin = 0, end = 0; begin < sorted_.size(); begin = end) {
@@ -63,7 +61,7 @@ void CellScan::divide() {
       continue;
     }
     Part part{std::ssize(list_), 0, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin)};
-    list_cell(cell);
+    list_cell(sorted_[begin]);
     part.blocks = std::ssize(list_) - part.first;
     parts_.push_back(part);
   }
@@ -88,15 +86,17 @@ void CellScan::list_alone(const std::vector<Visit>& visits) {
   for (size_t begin = 0, end = 0; begin < visits.size(); begin = end) {
     const int32_t query = visits[begin].query;
     Part part{std::ssize(list_), 0, query, 1};
-    for (; end < visits.size() && visits[end].query == query; ++end) list_cell(visits[end].cell);
+    for (; end < visits.size() && visits[end].query == query; ++end) list_cell(visits[end]);
     part.blocks = std::ssize(list_) - part.first;
     parts_.push_back(part);
   }
 }
 
-void CellScan::list_cell(int64_t cell) {
-  for (int32_t b = index_->first_block(cell); b < index_->first_block(cell + 1); ++b) {
+void CellScan::list_cell(const Visit& visit) {
+  const int32_t end = index_->first_block(visit.cell + 1);
+  for (int32_t b = index_->first_block(visit.cell); b < end; ++b) {
     list_.push_back(b);
+    bases_.push_back(visit.score);
   }
 }
 
@@ -105,70 +105,63 @@ BlockList CellScan::piece(const Part& part, int64_t at, int64_t most) const {
   return {list_.data() + first, count, std::ssize(list_) - first - count};
 }
 
-EncodedQueries CellScan::one(int64_t query) const {
-  return {queries_.values + query * queries_.stride, 0, queries_.scales + query, 1};
-}
-
 void CellScan::scan_alone(const Part& part, BestScores& best) {
-  const int64_t query = part.asker;
-  Waiting& waiting = waiting_[static_cast<size_t>(query)];
+  Waiting& waiting = waiting_[static_cast<size_t>(part.asker)];
   for (int64_t at = 0; at < part.blocks;) {
-    if (std::ssize(waiting.list) == kListed) offer(query, best);
-    const BlockList blocks = piece(part, at, kListed - std::ssize(waiting.list));
-    kernel_(index_->rows(), blocks, one(query), add(waiting, blocks));
+    if (waiting.listed == kListed) offer(part.asker, best);
+    const BlockList blocks = piece(part, at, kListed - waiting.listed);
+    CellQuery query = asker(part.asker, blocks);
+    query.bases = bases_.data() + part.first + at;
+    query.base_step = 1;
+    score(blocks, &query, 1);
     at += blocks.count;
   }
 }
 
 void CellScan::scan_together(const Part& part, BestScores* best) {
+  CellQuery together[kAskers];
   for (int64_t at = 0; at < part.blocks; at += kPiece) {
     const BlockList blocks = piece(part, at, kPiece);
     for (int64_t first = 0; first < part.askers; first += kAskers) {
       const int64_t count = std::min(kAskers, part.askers - first);
-      const Visit* askers = sorted_.data() + part.asker + first;
-      const EncodedQueries together = gather(askers, count);
-      kernel_(index_->rows(), blocks, together, scores_.data());
+      const Visit* visits = sorted_.data() + part.asker + first;
       for (int64_t i = 0; i < count; ++i) {
-        const int32_t query = askers[i].query;
-        Waiting& waiting = waiting_[static_cast<size_t>(query)];
-        if (std::ssize(waiting.list) + blocks.count > kListed) offer(query, best[query]);
-        std::copy_n(scores_.data() + i * blocks.count * kBlockRows, blocks.count * kBlockRows,
-                    add(waiting, blocks));
+        const int32_t query = visits[i].query;
+        if (waiting_[static_cast<size_t>(query)].listed + blocks.count > kListed) {
+          offer(query, best[query]);
+        }
+        together[i] = asker(query, blocks);
+        together[i].bases = &visits[i].score;
+        together[i].base_step = 0;
       }
+      score(blocks, together, count);
     }
   }
 }
 
-EncodedQueries CellScan::gather(const Visit* visits, int64_t count) {
-  gathered_.resize(static_cast<size_t>(kAskers * queries_.stride));
-  scales_.resize(kAskers);
-  scores_.resize(kAskers * kPiece * kBlockRows);
-  for (int64_t i = 0; i < count; ++i) {
-    std::copy_n(queries_.values + visits[i].query * queries_.stride, queries_.stride,
-                gathered_.data() + i * queries_.stride);
-    scales_[static_cast<size_t>(i)] = queries_.scales[visits[i].query];
-  }
-  return {gathered_.data(), queries_.stride, scales_.data(), count};
+// A query with room for its scores of further blocks, which there has to be.
+CellQuery CellScan::asker(int64_t query, const BlockList& blocks) {
+  Waiting& waiting = waiting_[static_cast<size_t>(query)];
+  CellQuery asker = queries_[query];
+  asker.scores = waiting.scores.data() + waiting.listed * kBlockRows;
+  std::copy_n(blocks.blocks, blocks.count, waiting.list.data() + waiting.listed);
+  waiting.listed += blocks.count;
+  return asker;
 }
 
-// Room for the scores of further blocks, which there has to be.
-float* CellScan::add(Waiting& waiting, const BlockList& blocks) {
-  waiting.scores.resize(kListed * kBlockRows);
-  float* room = waiting.scores.data() + std::ssize(waiting.list) * kBlockRows;
-  waiting.list.insert(waiting.list.end(), blocks.blocks, blocks.blocks + blocks.count);
-  return room;
+void CellScan::score(const BlockList& blocks, const CellQuery* queries, int64_t count) const {
+  if (index_->coded()) return code_kernel(isa_)(index_->codes(), blocks, queries, count);
+  cell_kernel(isa_)(index_->rows(), blocks, queries, count);
 }
 
 void CellScan::offer(int64_t query, BestScores& best) {
   Waiting& waiting = waiting_[static_cast<size_t>(query)];
-  if (!waiting.list.empty()) {
-    const int64_t listed = std::ssize(waiting.list);
-    best.add(waiting.scores.data(), waiting.list.data(), listed);
-    if (sums_ != nullptr) {
-      accumulate(sums_[query], sum_piece(waiting.scores.data(), listed * kBlockRows, isa_));
-    }
+  if (waiting.listed == 0) return;
+  best.add(waiting.scores.data(), waiting.list.data(), waiting.listed);
+  if (sums_ != nullptr) {
+    accumulate(sums_[query], sum_piece(waiting.scores.data(), waiting.listed * kBlockRows, isa_));
   }
-  waiting.list.clear();
+  waiting.listed = 0;
 }
 
 }  // namespace qcompile

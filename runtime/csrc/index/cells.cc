@@ -82,12 +82,24 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
                                 " blocks, expected at most " + std::to_string(kMostPackedDepth) +
                                 " values and " + std::to_string(kMostBlocks) + " blocks");
   }
+  if (arrays.codes == nullptr ? arrays.bits != 8 : !codable(arrays.bits)) {
+    throw std::invalid_argument("attribute bits is " + std::to_string(arrays.bits) +
+                                ", expected 8 for packed rows, 2 or 4 for codes");
+  }
   check_figures();
   check_places();
   sum_up_biases();
-  row_terms_.resize(static_cast<size_t>(arrays.blocks));
-  std::vector<float> norms(static_cast<size_t>(arrays.blocks));
-  parallel_for(executor, arrays.blocks, 256, [&](int64_t begin, int64_t end) {
+  coded() ? take_codes() : take_packed(executor);
+  centroid_terms_ =
+      terms_of(arrays.centroids, cells(), steps(), arrays.centroid_scale, arrays.cell_bias);
+  group_terms_ =
+      terms_of(arrays.group_centroids, groups(), steps(), arrays.group_scale, arrays.group_bias);
+}
+
+void CellIndex::take_packed(const Executor& executor) {
+  row_terms_.resize(static_cast<size_t>(arrays_.blocks));
+  std::vector<float> norms(static_cast<size_t>(arrays_.blocks));
+  parallel_for(executor, arrays_.blocks, 256, [&](int64_t begin, int64_t end) {
     int32_t squares[kBlockRows];
     for (int64_t block = begin; block < end; ++block) {
       BlockTerms& terms = row_terms_[static_cast<size_t>(block)];
@@ -106,11 +118,22 @@ CellIndex::CellIndex(const Dense& dense, const CellArrays& arrays, const Executo
     }
   });
   norm_ = *std::ranges::max_element(norms);
-  error_ = *std::max_element(arrays.error, arrays.error + arrays.blocks * kBlockRows);
-  centroid_terms_ =
-      terms_of(arrays.centroids, cells(), steps(), arrays.centroid_scale, arrays.cell_bias);
-  group_terms_ =
-      terms_of(arrays.group_centroids, groups(), steps(), arrays.group_scale, arrays.group_bias);
+  error_ = *std::max_element(arrays_.error, arrays_.error + arrays_.blocks * kBlockRows);
+}
+
+void CellIndex::take_codes() {
+  code_terms_.resize(static_cast<size_t>(arrays_.blocks));
+  for (int64_t cell = 0; cell < cells(); ++cell) {
+    for (int64_t place = int64_t{arrays_.offsets[cell]} * kBlockRows;
+         place < int64_t{arrays_.offsets[cell + 1]} * kBlockRows; ++place) {
+      const int32_t id = arrays_.row_ids[place];
+      CodeTerms& terms = code_terms_[static_cast<size_t>(place / kBlockRows)];
+      const int64_t lane = place % kBlockRows;
+      terms.scale[lane] = id < 0 ? 0 : arrays_.scale[place];
+      terms.bias[lane] =
+          id < 0 ? -kInfinity : std::max(dense_.bias[id] - arrays_.cell_bias[cell], kLowest);
+    }
+  }
 }
 
 void CellIndex::sum_up_biases() {

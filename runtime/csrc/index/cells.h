@@ -8,6 +8,8 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "index/cell_kernels.h"
+#include "index/code_kernels.h"
+#include "index/codes.h"
 #include "index/head.h"
 
 namespace qcompile {
@@ -16,9 +18,9 @@ namespace qcompile {
 struct CellArrays {
   int64_t blocks = 0;
   int64_t cells = 0;
-  const int8_t* packed = nullptr;         // [blocks, step_count, 16, 4], cell after cell
-  const float* scale = nullptr;           // [blocks * 16]
-  const float* error = nullptr;           // [blocks * 16]
+  const int8_t* packed = nullptr;  // [blocks, step_count, 16, 4], cell after cell; null with codes
+  const float* scale = nullptr;    // [blocks * 16]
+  const float* error = nullptr;    // [blocks * 16]
   const uint32_t* offsets = nullptr;      // [cells + 1] first block of each cell
   const int32_t* row_ids = nullptr;       // [blocks * 16] row of the layer, or -1
   const int8_t* centroids = nullptr;      // [block_count(cells), step_count, 16, 4]
@@ -31,6 +33,8 @@ struct CellArrays {
   const float* group_scale = nullptr;       // [groups]
   const float* group_bias = nullptr;        // [groups]
   const float* group_spread = nullptr;      // [groups]
+  int64_t bits = 8;                         // 2 or 4 with codes
+  const uint8_t* codes = nullptr;           // [blocks, code_step_count, 16, 4], see index/codes.h
 };
 
 // Immutable once made, so any number of threads may use one.
@@ -42,7 +46,13 @@ class CellIndex {
 
   const Dense& dense() const { return dense_; }
   int64_t cells() const { return arrays_.cells; }
+  // Whether rows are codes; there is either rows() or codes().
+  bool coded() const { return arrays_.codes != nullptr; }
   PackedBlocks rows() const { return {arrays_.packed, row_terms_.data(), steps()}; }
+  CodedBlocks codes() const {
+    return {arrays_.codes, code_terms_.data(), code_step_count(dense_.depth, arrays_.bits),
+            arrays_.bits};
+  }
   PackedBlocks centroids() const { return {arrays_.centroids, centroid_terms_.data(), steps()}; }
   int64_t groups() const { return arrays_.groups; }
   PackedBlocks groups_of_cells() const {
@@ -62,7 +72,7 @@ class CellIndex {
   // them: added to its score it says what the cell adds to the partition function if its weights do
   // not spread. Minus infinity for a cell of nothing.
   const float* mass() const { return mass_.data(); }
-  // The greatest of all rows, for the error bound in index/query.h.
+  // The greatest of all rows, for the error bound in index/query.h; of packed rows.
   float error() const { return error_; }
   float norm() const { return norm_; }
   // Rows of a cell, without padding.
@@ -72,10 +82,13 @@ class CellIndex {
   void check_figures() const;
   void check_places();
   void sum_up_biases();
+  void take_packed(const Executor& executor);
+  void take_codes();
 
   Dense dense_;
   CellArrays arrays_;
   std::vector<BlockTerms> row_terms_;
+  std::vector<CodeTerms> code_terms_;
   std::vector<BlockTerms> centroid_terms_;
   std::vector<BlockTerms> group_terms_;
   std::vector<int32_t> sizes_;
@@ -92,7 +105,7 @@ struct CellSearch {
   // squares: that of its weights times the query's norm, and that of its biases.
   float spread = 0;
   // Further cells are searched while one's score, with this multiple of its spread, reaches the
-  // k-th best score found; 0 searches none.
+  // k-th best score found, of codes what is known of it in fp32; 0 searches none.
   float guard = 0;
   // Whether the partition function is wanted, to which every cell adds: their scores are needed, so
   // cells are looked for in all groups.

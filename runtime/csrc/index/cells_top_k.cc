@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -43,6 +44,7 @@ class Search {
     std::fill_n(done, count, char{0});
     for (int64_t i = 0; i <= count; ++i) {
       if (i < count) find_rows(i);
+      if (i < count && search.sum) add_scores(i, -1);
       if (i == 0) continue;
       const int64_t query = i - 1;
       done[query] = write(query, scores + query * search.k, ids + query * search.k);
@@ -53,9 +55,8 @@ class Search {
  private:
   int64_t lines() const { return ceil_div(index_->steps() * kBlockDepth, sizeof(Line)); }
   const float* x(int64_t query) const { return x_ + query * index_->dense().depth; }
-  EncodedQueries encoded(int64_t first, int64_t count) const {
-    return {encoded_[static_cast<size_t>(first * lines())].bytes,
-            lines() * static_cast<int64_t>(sizeof(Line)), scales_ + first, count};
+  const uint8_t* encoded(int64_t query) const {
+    return encoded_[static_cast<size_t>(query * lines())].bytes;
   }
 
   void encode_all(int64_t count) {
@@ -63,21 +64,37 @@ class Search {
     for (int64_t i = 0; i < count; ++i) {
       uint8_t* values = encoded_[static_cast<size_t>(i * lines())].bytes;
       queries_[i] = encode(x(i), index_->dense().depth, values, isa_);
-      scales_[i] = queries_[i].scale;
+      askers_[i] = {.values = values, .scale = queries_[i].scale, .sum = queries_[i].sum};
+    }
+    if (index_->coded()) take_offsets_away(count);
+  }
+
+  // Codes are multiplied with the values themselves.
+  void take_offsets_away(int64_t count) {
+    signed_.resize(encoded_.size());
+    const int64_t bytes = index_->steps() * kBlockDepth;
+    for (int64_t i = 0; i < count; ++i) {
+      uint8_t* to = signed_[static_cast<size_t>(i * lines())].bytes;
+      for (int64_t j = 0; j < bytes; ++j) to[j] = encoded(i)[j] ^ 0x80;
+      std::fill(to + bytes, to + lines() * static_cast<int64_t>(sizeof(Line)), uint8_t{0});
+      askers_[i].values = to;
     }
   }
 
   void choose(int64_t count) {
-    scan_.start(*index_, encoded(0, count), isa_);
+    scan_.start(*index_, askers_, count, isa_);
     choice_.start(*index_, *search_, isa_);
     // Products of scales may be flushed to zero, and dot products are as large as this.
     const float most_dot = 127.0f * 127.0f * static_cast<float>(index_->dense().depth) + 16;
     const float flushed = 2 * std::numeric_limits<float>::min() * most_dot;
     for (int64_t i = 0; i < count; ++i) {
       const float width = queries_[i].width(index_->error(), index_->norm()) + flushed;
-      best_[i].start(std::max(search_->k, search_->rescore), search_->k, 2 * width, isa_);
+      const int64_t most = std::max(search_->k, search_->rescore);
+      // Codes are off by so much that the bound would exclude nothing.
+      if (index_->coded()) best_[i].start(most, most, 0, isa_);
+      if (!index_->coded()) best_[i].start(most, search_->k, 2 * width, isa_);
       if (!queries_[i].finite) continue;
-      choice_.choose(queries_[i], encoded(i, 1));
+      choice_.choose(queries_[i], encoded(i));
       scan_.ask(i, choice_.cells());
       if (search_->sum && search_->guard == 0) rest_[i] = choice_.rest();
     }
@@ -87,15 +104,31 @@ class Search {
   // greatest bound first.
   void widen() {
     if (!queries_[0].finite) return;
-    float least = best_[0].kth_best();
+    float least = kth_best();
+    uint32_t searched = 0;
     for (uint64_t key : choice_.others(least)) {
       if (score_of(key) < least) break;
-      scan_.ask(0, {&key, 1});
+      const int64_t cell = place_of(key);
+      const ScoredCell found{static_cast<int32_t>(cell), choice_.score_of_cell(cell)};
+      scan_.ask(0, {&found, 1});
       scan_.run(best_, sums());
-      least = best_[0].kth_best();
-      if (search_->sum) choice_.leave_out(key);
+      if (!index_->coded() || std::has_single_bit(++searched)) least = kth_best();
+      if (search_->sum) choice_.leave_out(cell);
     }
     if (search_->sum) rest_[0] = choice_.rest();
+  }
+
+  // The k-th best score that the only query has found. The best of many codes' scores are too large
+  // rather than too small, so of the rows that are best by their codes it is the k-th final score.
+  float kth_best() {
+    if (!index_->coded()) return best_[0].kth_best();
+    find_rows(0);
+    std::vector<Ranked>& rows = rows_[0];
+    if (std::ssize(rows) < search_->k) return -std::numeric_limits<float>::infinity();
+    std::vector<float> scores(static_cast<size_t>(search_->k));
+    std::vector<int64_t> ids(scores.size());
+    write(0, scores.data(), ids.data());
+    return scores.back();
   }
 
   void find_rows(int64_t query) {
@@ -108,7 +141,6 @@ class Search {
       prefetch_row(index_->dense(), row);
       rows.push_back({score_of(key), row});
     }
-    if (search_->sum) add_scores(query, -1);
   }
 
   // Adds the exponentials of the scores that rows have now, or takes them out of the sum.
@@ -145,7 +177,8 @@ class Search {
   const float* x_ = nullptr;
   std::vector<Line> encoded_;
   Query queries_[kTogether];
-  float scales_[kTogether];
+  std::vector<Line> signed_;
+  CellQuery askers_[kTogether];
   BestScores best_[kTogether];
   CellChoice choice_;
   CellScan scan_;

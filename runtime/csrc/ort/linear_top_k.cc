@@ -137,14 +137,21 @@ void LinearTopK::read_cells(const NodeInfo& info) {
   if (!constant) return;
   const Dense& dense = head()->dense();
   const int64_t steps = step_count(dense.depth);
+  const int64_t bits = info.attribute("bits", 8);
+  if (bits != 8 && !codable(bits)) {
+    reject("attribute bits is " + std::to_string(bits) + ", expected 2, 4 or 8");
+  }
+  const int row_type = bits == 8 ? kInt8 : kUInt8;
+  const int64_t row_steps = bits == 8 ? steps : code_step_count(dense.depth, bits);
   const auto extent = [&](size_t input, size_t rank) {
     const std::vector<int64_t>& dims = tensors[input].shape.dims;
     return dims.size() == rank ? dims[0] : 0;
   };
   const int64_t blocks = extent(kPackedRows, 4), cells = extent(kOffsets, 1) - 1;
   if (blocks < 1 || blocks > kMostRows / kBlockRows) {
-    reject("input 'packed': expected int8 [1 or more, " + std::to_string(steps) +
-           ", 16, 4], found " + describe(tensors[kPackedRows].shape));
+    reject("input 'packed': expected " + std::string(bits == 8 ? "int8" : "uint8") +
+           " [1 or more, " + std::to_string(row_steps) + ", 16, 4], found " +
+           describe(tensors[kPackedRows].shape));
   }
   if (cells < 1) {
     reject("input 'offsets': expected uint32 [2 or more], found " +
@@ -156,7 +163,7 @@ void LinearTopK::read_cells(const NodeInfo& info) {
            describe(tensors[kGroupOffsets].shape));
   }
   const int64_t places = blocks * kBlockRows;
-  require("packed", tensors[kPackedRows], kInt8, {blocks, steps, kBlockRows, kBlockDepth});
+  require("packed", tensors[kPackedRows], row_type, {blocks, row_steps, kBlockRows, kBlockDepth});
   require("scale", tensors[kScale], kFloat, {places});
   require("error", tensors[kError], kFloat, {places});
   require("offsets", tensors[kOffsets], kUInt32, {cells + 1});
@@ -177,7 +184,7 @@ void LinearTopK::read_cells(const NodeInfo& info) {
         dense,
         CellArrays{.blocks = blocks,
                    .cells = cells,
-                   .packed = tensors[kPackedRows].as<int8_t>(),
+                   .packed = bits == 8 ? tensors[kPackedRows].as<int8_t>() : nullptr,
                    .scale = tensors[kScale].as<float>(),
                    .error = tensors[kError].as<float>(),
                    .offsets = tensors[kOffsets].as<uint32_t>(),
@@ -191,7 +198,9 @@ void LinearTopK::read_cells(const NodeInfo& info) {
                    .group_centroids = tensors[kGroupCentroids].as<int8_t>(),
                    .group_scale = tensors[kGroupScale].as<float>(),
                    .group_bias = tensors[kGroupBias].as<float>(),
-                   .group_spread = tensors[kGroupSpread].as<float>()},
+                   .group_spread = tensors[kGroupSpread].as<float>(),
+                   .bits = bits,
+                   .codes = bits == 8 ? nullptr : tensors[kPackedRows].as<uint8_t>()},
         SerialExecutor());
   } catch (const std::invalid_argument& error) {
     reject(error.what());

@@ -4,6 +4,7 @@
 
 #include "index/build_cells.h"
 #include "index/cells.h"
+#include "index/codes.h"
 #include "tests/index_testing.h"
 #include "tests/mutation.h"
 
@@ -11,16 +12,34 @@ namespace qcompile {
 namespace {
 
 struct CellLayer {
-  CellLayer(int64_t rows, int64_t depth, int64_t cells)
-      : weight(normal_values(rows * depth, 1)),
+  // Rows are packed with 8 bits, coded with fewer.
+  CellLayer(int64_t rows, int64_t depth, int64_t cells, int64_t bits = 8)
+      : bits(bits),
+        weight(normal_values(rows * depth, 1)),
         bias(normal_values(rows, 2)),
         dense{weight.data(), bias.data(), rows, depth},
-        built(build_cells(dense, {.clusters = cells}, SerialExecutor(), [](double) {})) {}
+        built(build_cells(dense, {.clusters = cells}, SerialExecutor(), [](double) {})) {
+    if (bits < 8) take(code(SerialExecutor()));
+  }
+
+  CodedRows code(const Executor& executor) const {
+    return code_rows(dense,
+                     {built.blocks, built.cells, built.offsets.data(), built.row_ids.data(),
+                      built.centroids.data(), built.centroid_scale.data()},
+                     bits, executor);
+  }
+
+  void take(CodedRows rows) {
+    built.packed.clear();
+    codes = std::move(rows.codes);
+    built.scale = std::move(rows.scale);
+    built.error = std::move(rows.error);
+  }
 
   CellArrays arrays() const {
     return {built.blocks,
             built.cells,
-            built.packed.data(),
+            bits == 8 ? built.packed.data() : nullptr,
             built.scale.data(),
             built.error.data(),
             built.offsets.data(),
@@ -34,12 +53,16 @@ struct CellLayer {
             built.group_centroids.data(),
             built.group_scale.data(),
             built.group_bias.data(),
-            built.group_spread.data()};
+            built.group_spread.data(),
+            bits,
+            bits == 8 ? nullptr : codes.data()};
   }
 
+  int64_t bits;
   std::vector<float> weight, bias;
   Dense dense;
   BuiltCells built;
+  std::vector<uint8_t> codes;
 };
 
 struct Found {
@@ -60,11 +83,13 @@ Found search(const CellIndex& index, const CellSearch& how, const std::vector<fl
   return found;
 }
 
-void test_same_on_any_number_of_threads() {
-  const CellLayer layer(3001, 30, 200);
+void test_same_on_any_number_of_threads(int64_t bits) {
+  const CellLayer layer(3001, 30, 200, bits);
   const BuiltCells again =
       build_cells(layer.dense, {.clusters = 200}, ThreadExecutor(3), [](double) {});
-  EXPECT(again.row_ids == layer.built.row_ids && again.packed == layer.built.packed);
+  EXPECT(again.row_ids == layer.built.row_ids);
+  EXPECT(bits < 8 ? layer.code(ThreadExecutor(3)).codes == layer.codes
+                  : again.packed == layer.built.packed);
   EXPECT(again.centroids == layer.built.centroids && again.cell_bias == layer.built.cell_bias);
   EXPECT(again.group_centroids == layer.built.group_centroids);
   const CellIndex index(layer.dense, layer.arrays(), ThreadExecutor(2));
@@ -131,8 +156,8 @@ void test_partition_function() {
 }
 
 // Whatever the bytes of an index are, it is refused or it finds rows that exist.
-void test_mutated_indexes(int runs) {
-  const CellLayer layer(301, 13, 20);
+void test_mutated_indexes(int64_t bits, int runs) {
+  const CellLayer layer(301, 13, 20, bits);
   const std::vector<float> hidden = normal_values(3 * 13, 7);
   const std::vector<Isa> isas = supported_isas();
   std::mt19937 random(3);
@@ -145,7 +170,7 @@ void test_mutated_indexes(int runs) {
     for (unsigned i = 0; i <= random() % 3; ++i) {
       switch (random() % 15) {
         case 0:
-          mutate(b.packed, random);
+          bits == 8 ? mutate(b.packed, random) : mutate(hostile.codes, random);
           break;
         case 1:
           mutate(b.scale, random);
@@ -206,7 +231,26 @@ void test_mutated_indexes(int runs) {
       ++refused;
     }
   }
-  std::printf("%d mutated indexes: %d refused, %d searched\n", runs, refused, runs - refused);
+  std::printf("%d mutated indexes of %d bits: %d refused, %d searched\n", runs,
+              static_cast<int>(bits), refused, runs - refused);
+  EXPECT(refused > runs / 10 && refused < runs);
+}
+
+// Codes are made of places that exist, or none are.
+void test_mutated_places(int runs) {
+  const CellLayer layer(301, 13, 20, 2);
+  std::mt19937 random(4);
+  int refused = 0;
+  for (int run = 0; run < runs; ++run) {
+    CellLayer hostile = layer;
+    hostile.dense.weight = hostile.weight.data();
+    random() % 2 ? mutate(hostile.built.offsets, random) : mutate(hostile.built.row_ids, random);
+    try {
+      EXPECT(hostile.code(SerialExecutor()).codes.size() == layer.codes.size());
+    } catch (const std::invalid_argument&) {
+      ++refused;
+    }
+  }
   EXPECT(refused > runs / 10 && refused < runs);
 }
 
@@ -214,7 +258,10 @@ void test_mutated_indexes(int runs) {
 }  // namespace qcompile
 
 int main() {
-  qcompile::test_same_on_any_number_of_threads();
+  for (int64_t bits : {8, 4, 2}) {
+    qcompile::test_same_on_any_number_of_threads(bits);
+    qcompile::test_mutated_indexes(bits, 10'000);
+  }
+  qcompile::test_mutated_places(2'000);
   qcompile::test_partition_function();
-  qcompile::test_mutated_indexes(20'000);
 }
