@@ -11,6 +11,7 @@ namespace qcompile {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int64_t kBlockValues = 1 << 16;  // weights that are multiplied by one batch at a time
 
 const DenseKernels& kernels(Isa isa) {
   if (isa == Isa::kScalar) return kDenseScalar;
@@ -40,46 +41,70 @@ void transpose_scalar(const Dense& dense, int64_t first, int64_t end, float* pan
   }
 }
 
-void multiply_scalar(const DensePanel& panel, int64_t together, float* sums) {
-  std::fill_n(sums, together * kPanelRows, 0.0f);
+void multiply_scalar(const DensePanel& panel, int64_t together, float* scores) {
+  std::fill_n(scores, together * kPanelRows, 0.0f);
   for (int64_t j = 0; j < panel.depth; ++j) {
     for (int64_t q = 0; q < together; ++q) {
       for (int64_t lane = 0; lane < kPanelRows; ++lane) {
-        float& sum = sums[q * kPanelRows + lane];
+        float& sum = scores[q * kPanelRows + lane];
         sum = std::fma(panel.rows[j * kPanelRows + lane], panel.queries[j * together + q], sum);
       }
     }
   }
+  for (int64_t i = 0; i < together * kPanelRows; ++i) scores[i] += panel.bias[i % kPanelRows];
 }
 
 // Asks for `count` values of the weight from `begin` on, while others are multiplied.
 void fetch(const Dense& dense, int64_t begin, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(float);
+  constexpr int kSecondCache = 2;
   const int64_t end = std::min(begin + count, dense.rows * dense.depth);
-  for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(dense.weight + i);
+  for (int64_t i = begin; i < end; i += kLine) {
+    __builtin_prefetch(dense.weight + i, 0, kSecondCache);
+  }
+}
+
+// Transposes rows [begin, end) once and multiplies them by one batch of queries after the other,
+// each of which writes to few places.
+void block_scores(const Dense& dense, const DenseQueries& queries, int64_t begin, int64_t end,
+                  std::span<float* const> targets, const DenseKernels& kernel) {
+  thread_local std::vector<float> panels;
+  const int64_t size = dense.depth * kPanelRows, count = ceil_div(end - begin, kPanelRows);
+  panels.resize(static_cast<size_t>(count * size));
+  for (int64_t i = 0; i < count; ++i) {
+    kernel.transpose(dense, begin + i * kPanelRows, end, panels.data() + i * size);
+  }
+  float scores[kPanelQueriesMost * kPanelRows], bias[kPanelRows] = {};
+  const int64_t share = ceil_div(size, std::ssize(queries.batches()));
+  int64_t ahead = end * dense.depth;
+  for (const DenseQueries::Batch& batch : queries.batches()) {
+    for (int64_t i = 0; i < count; ++i, ahead += share) {
+      fetch(dense, ahead, share);
+      const int64_t first = i * kPanelRows, there = std::min(kPanelRows, end - begin - first);
+      std::copy_n(dense.bias + begin + first, there, bias);
+      const DensePanel panel{panels.data() + i * size, batch.values, bias, dense.depth};
+      kernel.multiply(panel, batch.together, scores);
+      for (int64_t q = 0; q < batch.count; ++q) {
+        float* target = targets[static_cast<size_t>(batch.first + q)] + first;
+        // A copy of a known length takes a few instructions.
+        if (there == kPanelRows) {
+          std::copy_n(scores + q * kPanelRows, kPanelRows, target);
+        } else {
+          std::copy_n(scores + q * kPanelRows, there, target);
+        }
+      }
+    }
+  }
 }
 
 void panel_scores(const Dense& dense, const DenseQueries& queries, int64_t begin, int64_t end,
                   std::span<float* const> targets, const DenseKernels& kernel) {
-  thread_local std::vector<float> panel;
-  panel.resize(static_cast<size_t>(dense.depth * kPanelRows));
-  float sums[kPanelQueriesMost * kPanelRows];
-  const int64_t share = ceil_div(kPanelRows * dense.depth, std::ssize(queries.batches()));
-  for (int64_t first = begin; first < end; first += kPanelRows) {
-    kernel.transpose(dense, first, end, panel.data());
-    const int64_t there = std::min(kPanelRows, end - first);
-    int64_t ahead = (first + kPanelRows) * dense.depth;
-    for (const DenseQueries::Batch& batch : queries.batches()) {
-      fetch(dense, ahead, share);
-      ahead += share;
-      kernel.multiply({panel.data(), batch.values, dense.depth}, batch.together, sums);
-      for (int64_t q = 0; q < batch.count; ++q) {
-        const float* from = sums + q * kPanelRows;
-        const float* bias = dense.bias + first;
-        float* to = targets[static_cast<size_t>(batch.first + q)] + (first - begin);
-        for (int64_t lane = 0; lane < there; ++lane) to[lane] = from[lane] + bias[lane];
-      }
-    }
+  const int64_t panels = std::max<int64_t>(1, kBlockValues / (dense.depth * kPanelRows));
+  std::vector<float*> own(targets.begin(), targets.end());
+  for (int64_t first = begin; first < end; first += panels * kPanelRows) {
+    const int64_t last = std::min(first + panels * kPanelRows, end);
+    block_scores(dense, queries, first, last, own, kernel);
+    for (float*& target : own) target += last - first;
   }
 }
 

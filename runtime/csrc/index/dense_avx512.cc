@@ -20,39 +20,25 @@ QC_AVX512 inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(count >= kWidth ? 0xFFFF : (1u << count) - 1);
 }
 
-template <int kRows>
-QC_AVX512 void dot_rows(const Dense& dense, const float* x, int64_t row, float* scores) {
-  const float* w = dense.weight + row * dense.depth;
-  __m512 sums[kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+QC_AVX512 inline float dot(const float* w, const float* x, int64_t depth) {
+  __m512 sums = _mm512_setzero_ps();
   int64_t j = 0;
-  for (; j + kWidth <= dense.depth; j += kWidth) {
-    const __m512 part = _mm512_loadu_ps(x + j);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(w + r * dense.depth + j), part, sums[r]);
-    }
+  for (; j + kWidth <= depth; j += kWidth) {
+    sums = _mm512_fmadd_ps(_mm512_loadu_ps(w + j), _mm512_loadu_ps(x + j), sums);
   }
-  if (j < dense.depth) {
-    const __mmask16 mask = first_lanes(dense.depth - j);
-    const __m512 part = _mm512_maskz_loadu_ps(mask, x + j);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 values = _mm512_maskz_loadu_ps(mask, w + r * dense.depth + j);
-      sums[r] = _mm512_fmadd_ps(values, part, sums[r]);
-    }
+  if (j < depth) {
+    const __mmask16 mask = first_lanes(depth - j);
+    const __m512 values = _mm512_maskz_loadu_ps(mask, w + j);
+    sums = _mm512_fmadd_ps(values, _mm512_maskz_loadu_ps(mask, x + j), sums);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    scores[r] = pairwise_sum(sums[r]) + dense.bias[row + r];
-  }
+  return pairwise_sum(sums);
 }
 
+// One row after the other: several at once are read from memory at a third of the speed.
 QC_AVX512 void rows(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores) {
-  int64_t row = begin;
-  for (; row + 8 <= end; row += 8) dot_rows<8>(dense, x, row, scores + row - begin);
-  for (; row < end; ++row) dot_rows<1>(dense, x, row, scores + row - begin);
+  for (int64_t row = begin; row < end; ++row) {
+    scores[row - begin] = dot(dense.weight + row * dense.depth, x, dense.depth) + dense.bias[row];
+  }
 }
 
 // rows[0..15] of 16 columns into columns of 16 rows.
@@ -101,7 +87,7 @@ QC_AVX512 void transpose(const Dense& dense, int64_t first, int64_t end, float* 
 }
 
 template <int kQueries>
-QC_AVX512 void multiply_panel(const DensePanel& panel, float* sums) {
+QC_AVX512 void multiply_panel(const DensePanel& panel, float* scores) {
   __m512 low[kQueries], high[kQueries];
 #pragma GCC unroll 16
   for (int q = 0; q < kQueries; ++q) low[q] = high[q] = _mm512_setzero_ps();
@@ -115,17 +101,18 @@ QC_AVX512 void multiply_panel(const DensePanel& panel, float* sums) {
       high[q] = _mm512_fmadd_ps(w1, x, high[q]);
     }
   }
+  const __m512 b0 = _mm512_loadu_ps(panel.bias), b1 = _mm512_loadu_ps(panel.bias + kWidth);
 #pragma GCC unroll 16
   for (int q = 0; q < kQueries; ++q) {
-    _mm512_storeu_ps(sums + q * kPanelRows, low[q]);
-    _mm512_storeu_ps(sums + q * kPanelRows + kWidth, high[q]);
+    _mm512_storeu_ps(scores + q * kPanelRows, _mm512_add_ps(low[q], b0));
+    _mm512_storeu_ps(scores + q * kPanelRows + kWidth, _mm512_add_ps(high[q], b1));
   }
 }
 
-QC_AVX512 void multiply(const DensePanel& panel, int64_t together, float* sums) {
-  if (together == 12) return multiply_panel<12>(panel, sums);
-  if (together == 8) return multiply_panel<8>(panel, sums);
-  multiply_panel<4>(panel, sums);
+QC_AVX512 void multiply(const DensePanel& panel, int64_t together, float* scores) {
+  if (together == 12) return multiply_panel<12>(panel, scores);
+  if (together == 8) return multiply_panel<8>(panel, scores);
+  multiply_panel<4>(panel, scores);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ namespace qcompile {
 struct DensePanel {
   const float* rows;     // [depth, kPanelRows]
   const float* queries;  // [depth, together], the queries' coordinates side by side
+  const float* bias;     // [kPanelRows]
   int64_t depth;
 };
 
@@ -20,8 +21,8 @@ struct DenseKernels {
   void (*rows)(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores);
   // weight rows [first, first + 32) into panel [depth, 32]; rows from `end` on are zero.
   void (*transpose)(const Dense& dense, int64_t first, int64_t end, float* panel);
-  // Products of all rows and queries of a panel, into sums [together, kPanelRows].
-  void (*multiply)(const DensePanel& panel, int64_t together, float* sums);
+  // Products of all rows and queries of a panel, and the bias, into scores [together, kPanelRows].
+  void (*multiply)(const DensePanel& panel, int64_t together, float* scores);
 };
 
 // Queries of one panel at most; fewer are padded with zeros to a multiple of kQueryStep.

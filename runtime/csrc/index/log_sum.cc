@@ -8,6 +8,7 @@
 #include "index/dense.h"
 #include "index/dense_top_k.h"
 #include "index/exponential.h"
+#include "index/flat_queries.h"
 #include "index/log_sum_scan.h"
 #include "index/operators.h"
 #include "index/rescore.h"
@@ -18,6 +19,7 @@ namespace {
 constexpr int64_t kDenseRows = 1024;  // rows whose scores are kept at once
 // Queries whose fp32 scores cost less together than the look at rows that need it, one by one.
 constexpr int64_t kMany = 4;
+constexpr int64_t kFlatShare = 4;  // see find_flat()
 
 // The sum of exp(score - best) of rows [begin, end), whose fp32 scores are given and overwritten.
 double sum_rows(const Dense& dense, const DenseSum& query, int64_t begin, int64_t end,
@@ -54,8 +56,18 @@ void rank_group(const Head& head, std::span<const DenseAnswer> queries, int64_t 
   const bool bounded = head.packed() && 8 * k <= head.rows() && k <= head.tiles();
   std::vector<DenseAnswer> left(queries.begin(), queries.end());
   if (bounded && std::ssize(queries) < kMany) {
+    const auto flat =
+        std::stable_partition(left.begin(), left.end(), [&](const DenseAnswer& query) {
+          return !find_flat(head, query.x, 1, kFlatShare, isa).front();
+        });
     thread_local LogSumWorkspace workspace;
-    left = LogSumScan(head, queries, k, executor, isa, workspace).run();
+    const std::span<const DenseAnswer> peaked(left.begin(), flat);
+    std::vector<DenseAnswer> open(flat, left.end());
+    if (!peaked.empty()) {
+      const auto more = LogSumScan(head, peaked, k, executor, isa, workspace).run();
+      open.insert(open.end(), more.begin(), more.end());
+    }
+    left = std::move(open);
   }
   if (bounded && head.dense().weight != nullptr) {
     std::vector<char> answered(left.size());

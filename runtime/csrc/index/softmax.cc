@@ -7,6 +7,7 @@
 #include "index/dense.h"
 #include "index/dense_softmax.h"
 #include "index/exponential.h"
+#include "index/flat_queries.h"
 #include "index/operators.h"
 #include "index/rescore.h"
 #include "index/scan.h"
@@ -15,15 +16,17 @@ namespace qcompile {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLogLeast = -16.118096f;  // log 1e-7: rows below this share of the best stay int8
-constexpr double kMostChange = 1e-5;      // of the normaliser, by rows that stay int8
-constexpr int64_t kPieceTiles = 64;       // tiles that one task handles
-constexpr int64_t kTileQueries = 32;      // queries that share a pass over the rows
+constexpr double kMostChange = 1e-5;  // of the normaliser, by rows that stay int8
+constexpr int64_t kPieceTiles = 64;   // tiles that one task handles
+constexpr int64_t kTileQueries = 32;  // queries that share a pass over the rows
 // A query with more probable rows than this, and than one in so many of all, is better off with
 // fp32 scores. Those of several queries cost less each than those of one.
 constexpr int64_t kRescoredRows = 16;
 constexpr int64_t kShareOfFew = 16;
 constexpr int64_t kShareOfMany = 512;
+// The same of some of its rows, which have a lesser best one.
+constexpr int64_t kFlatShareOfFew = 4;
+constexpr int64_t kFlatShareOfMany = 128;
 constexpr int64_t kProbe = 8;       // queries that are scanned before the others
 constexpr int64_t kLeastGroup = 4;  // queries that are worth a pass of their own over the rows
 
@@ -133,7 +136,8 @@ class Scan {
     if (!w_.group[query].finite) return false;
     float best = -kInfinity;
     for (int64_t t = 0; t < tiles_; ++t) best = std::max(best, peaks(query, t).least);
-    const float bar = bar_for(best + kLogLeast) - unscaled(query);
+    // Rows below that share of the best stay int8.
+    const float bar = bar_for(best + log_least_share(head_.rows())) - unscaled(query);
     const int64_t share = w_.group.size() < kPanelQueries ? kShareOfFew : kShareOfMany;
     int64_t room = kRescoredRows + head_.rows() / share;
     for (int64_t part = 0; part < parts_ && room >= 0; ++part) {
@@ -241,6 +245,7 @@ class Scan {
 struct Call {
   const Head& head;
   const float* hidden;
+  int64_t count;
   float* out;
   const Executor& executor;
   Isa isa;
@@ -268,6 +273,31 @@ void scan_queries(const Call& call, int64_t first, int64_t size) {
   });
 }
 
+// Scans the queries, a few, that do not look flat.
+void scan_peaked(const Call& call) {
+  const std::vector<char> flat =
+      find_flat(call.head, call.hidden, call.count, kFlatShareOfFew, call.isa);
+  for (int64_t first = 0; first < call.count;) {
+    int64_t end = first;
+    while (end < call.count && flat[end] == flat[first]) ++end;
+    if (!flat[first]) scan_queries(call, first, end - first);
+    first = end;
+  }
+}
+
+// A few queries from the middle tell whether the others are worth a scan: flat distributions come
+// together.
+void scan_many(const Call& call) {
+  const int64_t first = (call.count - kProbe) / 2;
+  const float* middle = call.hidden + first * call.head.depth();
+  const std::vector<char> flat = find_flat(call.head, middle, kProbe, kFlatShareOfMany, call.isa);
+  if (4 * std::count(flat.begin(), flat.end(), 0) < 3 * kProbe) return;
+  scan_queries(call, first, kProbe);
+  if (4 * std::count(call.done + first, call.done + first + kProbe, 1) < 3 * kProbe) return;
+  scan_queries(call, 0, first);
+  scan_queries(call, first + kProbe, call.count - first - kProbe);
+}
+
 }  // namespace
 
 void linear_softmax(const Head& head, const float* hidden, int64_t count, float* probabilities,
@@ -278,16 +308,11 @@ void linear_softmax(const Head& head, const float* hidden, int64_t count, float*
   const SerialExecutor serial;
   const bool small = head.rows() * head.depth() < kParallelWork / count;
   const Executor& used = small ? static_cast<const Executor&>(serial) : executor;
-  const Call call{head, hidden, probabilities, used, isa, done.data()};
-  if (head.packed()) {
-    // A few queries from the middle tell whether the others are worth a scan: flat distributions
-    // come together.
-    const int64_t probe = count > 2 * kProbe ? kProbe : count, first = (count - probe) / 2;
-    scan_queries(call, first, probe);
-    if (4 * std::count(call.done + first, call.done + first + probe, 1) >= 3 * probe) {
-      scan_queries(call, 0, first);
-      scan_queries(call, first + probe, count - first - probe);
-    }
+  const Call call{head, hidden, count, probabilities, used, isa, done.data()};
+  if (head.packed() && count <= 2 * kProbe) {
+    scan_peaked(call);
+  } else if (head.packed()) {
+    scan_many(call);
   }
   std::vector<SoftmaxQuery> left;
   for (int64_t i = 0; i < count; ++i) {

@@ -6,6 +6,7 @@
 #include "index/dense.h"
 #include "index/dot_int8.h"
 #include "index/exponential.h"
+#include "index/flat_queries.h"
 #include "index/rescore.h"
 #include "index/scan.h"
 #include "index/scan_kernels.h"
@@ -209,6 +210,25 @@ void test_fp32_kernels(int64_t rows, int64_t depth, int64_t count) {
   }
 }
 
+void test_flat_queries() {
+  constexpr int64_t kRows = 5000, kDepth = 24, kCount = 16;
+  const TestLayer layer(kRows, kDepth, 3);
+  std::vector<float> x = normal_values(kCount * kDepth, 4);
+  for (int64_t q = 0; q < kCount; ++q) {  // every other one is peaked
+    for (int64_t j = 0; j < kDepth; ++j)
+      x[static_cast<size_t>(q * kDepth + j)] *= q % 2 ? 20 : 0.01f;
+  }
+  x.back() = std::nanf("");
+  for (Isa isa : supported_isas()) {
+    const std::vector<char> flat = find_flat(*layer.head, x.data(), kCount, 4, isa);
+    for (int64_t q = 0; q < kCount; ++q) EXPECT(flat[static_cast<size_t>(q)] == (q % 2 == 0));
+  }
+  const TestLayer small(500, kDepth, 3);
+  EXPECT(find_flat(*small.head, x.data(), 1, 4, Isa::kScalar) == std::vector<char>{0});
+  EXPECT(log_least_share(1000) == log_least_share(1 << 16));
+  EXPECT(log_least_share(1 << 20) < log_least_share(1 << 17));
+}
+
 void test_exponentials() {
   for (int64_t count : {1, 15, 16, 17, 300, 1000}) {
     std::vector<std::vector<float>> results;
@@ -253,8 +273,12 @@ int main() {
       for (int64_t count : {1, 3, 4, 12, 13, 30}) test_fp32_kernels(rows, depth, count);
     }
   }
+  // Several blocks of panels, whole and cut off; and panels larger than a block.
+  test_fp32_kernels(1100, 100, 13);
+  test_fp32_kernels(65, 2100, 5);
   for (Kept kept : {Kept::kFloat32, Kept::kBFloat16, Kept::kPacked}) {
     for (int64_t depth : {1, 7, 8, 16, 33, 100}) test_scores(70, depth, kept);
   }
+  test_flat_queries();
   test_exponentials();
 }
