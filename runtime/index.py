@@ -148,7 +148,7 @@ def build_cells(
     Args:
         weight: float32 [N, d].
         bias: float32 [N].
-        cells: how many at most, 1 to N; 10 √N if it is not given.
+        cells: how many at most, 1 to N; 7 √N if it is not given.
         seed: of the rows that the clusters start at. Neither threads nor instruction sets change
             the result.
         threads: how many to use; 0 for all.
@@ -162,7 +162,7 @@ def build_cells(
 
     rows = len(weight)
     if cells is None:
-        cells = min(rows, math.ceil(10 * math.sqrt(rows)))
+        cells = min(rows, math.ceil(7 * math.sqrt(rows)))
     if not 1 <= cells <= rows:
         raise DataError(f"build_cells: cells is {cells}, expected 1 to the {rows} rows.")
     arrays = _core.build_cells(weight, bias, cells, seed, threads, progress)

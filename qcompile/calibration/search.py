@@ -11,7 +11,7 @@ Test", 2021, §3.1). Of those the fastest is taken, or the exact scan where none
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from qcompile.calibration.tables import Tables
 from qcompile.calibration.trials import Trials
 from qcompile.running.latency import interleaved
 from qcompile.running.sessions import Session
-from qcompile.runtime.index import Index, build_cells
+from qcompile.runtime.index import Index, build_cells, code_cells
 
 MOST_PROPOSING = 4000
 """Queries that propose; the rest of that half is not needed."""
@@ -41,8 +41,14 @@ _TIMED = 1000
 _CELLS_PER_ROOT = (5, 10)
 """Numbers of cells that are tried, in multiples of √N."""
 
+_CODED_BITS = (4, 2)
+"""Bits of the codes that are tried in the place of the packed rows of the best of those."""
+
 _WIDE, _WIDE_LSH = 64, 2048
 """Rows that are scored anew where as many as are worth it are."""
+
+_WIDE_CODED = {4: 1, 2: 8}
+"""How many times as many where rows are codes of so many bits."""
 
 _MOST_PROBES_LSH = 64
 """Buckets of each hash table beyond which reading all classes is cheaper."""
@@ -216,9 +222,19 @@ class _Search:
     def _best_proposals(self) -> list[Index]:
         """Return the proposals of that index whose boldest is the fastest.
 
-        No query that judges has a part in it, so one index alone is judged.
+        No query that judges has a part in it, so one index alone is judged. A sum over all rows
+        has no use for codes: their errors add up in it.
         """
-        found = [proposals for index in self._indexes() if (proposals := self._proposals(index))]
+        best = self._fastest(self._indexes())
+        if not best or best[-1].mode != "cells" or self.task.log_sum:
+            return best
+        coded = [code_cells(self.task.weight, best[-1], bits) for bits in _CODED_BITS]
+        return self._fastest(coded, best)
+
+    def _fastest(self, indexes: Iterable[Index], *found_before: list[Index]) -> list[Index]:
+        """Return the proposals of one of the indexes, or some that were found before."""
+        found = [*found_before]
+        found += [proposals for index in indexes if (proposals := self._proposals(index))]
         if len(found) < 2:
             return found[0] if found else []
         self.say(f"timing {len(found)} indexes")
@@ -234,6 +250,9 @@ class _Search:
         wide = max(_WIDE_LSH if hashed else _WIDE, 8 * task.k)
         most = _MOST_PROBES_LSH if hashed else len(index.arrays["offsets"]) - 1
         all_groups = 1 if hashed else len(index.arrays["group_offsets"]) - 1
+        bits = int(index.attributes.get("bits", 8))
+        wide *= _WIDE_CODED.get(bits, 1)
+        kind = index.mode if bits == 8 else f"{index.mode} of {bits} bits"
         known: dict[_Setting, Recall] = {}
 
         def at(setting: _Setting) -> Recall:
@@ -243,7 +262,7 @@ class _Search:
                 known[setting] = recall(
                     shares(found, self.best_proposing, task.k), self.proposing_rows, task.k
                 )
-                self.say(f"{index.mode}: {setting}: recall {known[setting].mean:.4f}")
+                self.say(f"{kind}: {setting}: recall {known[setting].mean:.4f}")
             return known[setting]
 
         def fewest(settings: Sequence[_Setting]) -> Iterator[_Setting]:

@@ -173,6 +173,25 @@ def test_hash_tables_that_keep_a_promise(source, monkeypatch):
     assert choice.index.attributes["tables"] == 30
 
 
+def test_codes_that_keep_a_promise(source, monkeypatch):
+    def fewest(*calls: object, most: int) -> list[float]:
+        """Let the clock say that of three kinds of rows codes of two bits are the fastest."""
+        return [float(n) for n in range(len(calls), 0, -1)]
+
+    monkeypatch.setattr("qcompile.calibration.search.interleaved", fewest)
+    result = export_onnx(source, top_k=5, recall=0.9, calibration={"h": inputs(1)}, measure=False)
+    (choice,) = result.choices.values()
+    assert choice.index.attributes["bits"] == choice.to_dict()["attributes"]["bits"] == 2
+    assert choice.recall.bound >= 0.9
+    assert all(trial.attributes["bits"] == 2 for trial in choice.trials)
+    assert choice.index.arrays["packed"].shape[1] == 2
+    fresh = inputs(2)
+    full = answers(source, fresh, plugin=False)[0]
+    best = np.argsort(-full, axis=1, kind="stable")[:, :5]
+    ids = answers(result.path, fresh, plugin=True)[1]
+    assert (ids[:, :, None] == best[:, None]).any(1).mean() > 0.88
+
+
 def test_modes_that_there_are_not(source):
     with pytest.raises(ConfigurationError, match="Known: exact, cells, lsh"):
         export_onnx(source, top_k=1, mode="shells")
