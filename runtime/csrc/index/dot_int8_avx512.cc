@@ -8,7 +8,8 @@
 namespace qcompile {
 namespace {
 
-// What is asked of memory ahead of the values that are multiplied.
+// What is asked of memory ahead of the values that are multiplied, line after line: four blocks
+// side by side are read at half the speed.
 constexpr int64_t kAhead = 8192;
 
 QC_AVX512 inline __m512i broadcast(const int8_t* x) {
@@ -89,7 +90,7 @@ QC_AVX512 void some_rough_dots(const uint8_t* rough, const DotQueries& queries, 
 #pragma GCC unroll 8
     for (int b = 0; b < kTileBlocks; ++b) {
       const uint8_t* at = rough + b * bytes + pair * kStepBytes;
-      __builtin_prefetch(at + kAhead);
+      __builtin_prefetch(rough + kAhead + (pair * kTileBlocks + b) * kStepBytes);
       const __m512i both = _mm512_loadu_si512(at);
       former[b] = _mm512_and_si512(_mm512_slli_epi16(both, 4), high);
       latter[b] = _mm512_and_si512(both, high);
