@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qcompile.nn.quadratic.plan import Plan
 from qcompile.runtime import _core
+from qcompile.runtime.memory import huge_pages
 from qcompile.triton_kernels.batch_norm_block.block import BatchNorm, Block, Pair, computed_in
 from qcompile.triton_kernels.elementwise.activations import ACTIVATE
 from qcompile.triton_kernels.elementwise.terms import Branches, Term
@@ -160,9 +161,9 @@ def block_forward(
     filled += [BatchNorm(False, None, None)] * (running.shape[1] - len(filled))
     a, activation = values[0], block.term.activation
     if pooled:
-        y = a.new_empty(*a.shape[:2], *(size // 2 for size in a.shape[2:]))
+        y = huge_pages(a.new_empty(*a.shape[:2], *(size // 2 for size in a.shape[2:])))
     else:
-        y = a if overwrite else torch.empty_like(a)
+        y = a if overwrite else huge_pages(torch.empty_like(a))
     layout = _Layout(a)
     ends = activation if activation == "relu" else "none"
     _core.block_forward(
@@ -247,18 +248,12 @@ class BlockBackward:
             wanted: their letters, ``a``, ``b`` and ``c``.
             overwrite: whether they take the place of what the branches computed. That is gone
                 then, so that all wanted ones have to be wanted at once.
-            spare: memory that the last of them takes otherwise, if it is what this class would
-                allocate; it may be the gradient that :meth:`take` took.
+            spare: of no use here.
         """
         sources = self._branches.by_letter
-        out = {x: sources[x] if overwrite else torch.empty_like(sources[x]) for x in wanted[:-1]}
-        last = sources[wanted[-1]]
-        if overwrite:
-            out[wanted[-1]] = last
-        elif spare is not None and spare.dtype == last.dtype and spare.stride() == last.stride():
-            out[wanted[-1]] = spare
-        else:
-            out[wanted[-1]] = torch.empty_like(last)
+        out = {letter: sources[letter] for letter in wanted}
+        if not overwrite:
+            out = {letter: huge_pages(torch.empty_like(x)) for letter, x in out.items()}
         outputs = [self._layout.view(out[x]) if x in out else None for x in sources]
         _core.block_backward_write(*self._shared(), outputs, torch.get_num_threads())
         return out

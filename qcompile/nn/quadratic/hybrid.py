@@ -28,15 +28,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
-from qcompile.nn.quadratic import fused
+from qcompile.nn.quadratic import fused, winograd
 from qcompile.nn.quadratic.elementwise import ElementwiseBackward, Norm
 from qcompile.nn.quadratic.formulas import Term
 from qcompile.nn.quadratic.fused import FusedBackward
 from qcompile.nn.quadratic.plan import OUTER, NormPlan, Plan
 from qcompile.nn.quadratic.products import branch, branch_backward, unpad
+from qcompile.runtime.memory import huge_pages
 
 PART_ELEMENTS = {"cpu": 1 << 20}
-"""Most elements of a part of a batch whose products are differentiated at a time; no limit where
+"""Most elements of a part of a batch that is convolved, or differentiated, at a time; no limit where
 kernels are launched."""
 
 Pairs = dict[str, tuple[Any, Any]]
@@ -80,14 +81,40 @@ def _without_autocast(x: Tensor) -> Iterator[None]:
         yield
 
 
-def _branch(plan: Plan, letter: str, padded: Tensor, pair: tuple[Any, Any]) -> Any:
+def _branch(
+    plan: Plan, letter: str, padded: Tensor, pair: tuple[Any, Any], *, again: bool = False
+) -> Any:
+    """Compute a branch, or compute it ``again``, when rounding may differ."""
     term = plan.formula.branches[letter].term
     weight, bias = (None if tensor is None else tensor.to(plan.dtype) for tensor in pair)
     if term is Term.SQUARED_INPUT and padded.dtype != plan.dtype:
         return branch(
             Term.FIRST_ORDER, plan.geometry, (padded * padded).to(plan.dtype), weight, bias
         )
-    return branch(term, plan.geometry, padded.to(plan.dtype), weight, bias)
+    source = padded.to(plan.dtype)
+    if again and term is not Term.BILINEAR and winograd.takes(plan.geometry, source, weight):
+        seen = source if term is Term.FIRST_ORDER else source * source
+        return winograd.convolve(plan.geometry, seen, weight, bias)
+    if plan.geometry is None or type(source) is not Tensor or term is Term.BILINEAR:
+        return branch(term, plan.geometry, source, weight, bias)
+    # torch reorders what a convolution takes and returns: of a part that is done in the cache.
+    parts = list(_parts(source.numel() * max(1, len(weight) // source.shape[1]), source))
+    first = branch(term, plan.geometry, source[parts[0]], weight, bias)
+    if len(parts) == 1:
+        return first
+    whole = _grown(first, len(source))
+    whole[parts[0]] = first
+    for rows in parts[1:]:
+        whole[rows] = branch(term, plan.geometry, source[rows], weight, bias)
+    return whole
+
+
+def _grown(part: Tensor, batch: int) -> Tensor:
+    """Return room for a batch of what ``part`` is a part of, laid out alike."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(part.dim())
+    kept = part.is_contiguous() or last is None or not part.is_contiguous(memory_format=last)
+    layout = torch.contiguous_format if kept else last
+    return huge_pages(torch.empty(batch, *part.shape[1:], dtype=part.dtype, memory_format=layout))
 
 
 def _pad(plan: Plan, x: Tensor) -> Tensor:
@@ -204,7 +231,7 @@ def backward(
         values = dict(zip(plan.needed, pre, strict=True)) if plan.memory == 1 else {}
         if plan.memory != 1:
             for letter in plan.needed:
-                values[letter] = _branch(plan, letter, padded, products[letter])
+                values[letter] = _branch(plan, letter, padded, products[letter], again=True)
         shape = next((value.shape for value in values.values()), grad.shape)
         elementwise: FusedBackward | ElementwiseBackward
         if fused.takes(plan, x, values, backward=True):
@@ -259,7 +286,9 @@ def _branch_gradients(
     towards, source = values
     term = plan.formula.branches[letter].term
     weight, bias = pair[0].to(plan.dtype), pair[1]
-    parts = [slice(None)] if term is Term.BILINEAR else list(_parts(towards, source))
+    if term is not Term.BILINEAR and winograd.takes(plan.geometry, source, weight):
+        return _winograd_gradients(plan, term, values, weight, needed, total)
+    parts = [slice(None)] if term is Term.BILINEAR else list(_parts(max(towards.numel(), source.numel()), source))
     sums: list[Tensor | None] = [None, None]
     first = total is None
     if first and needed[0] and len(parts) > 1:
@@ -278,11 +307,41 @@ def _branch_gradients(
     return total, sums[0], sums[1]
 
 
-def _parts(towards: Tensor, source: Tensor) -> Iterator[slice]:
-    """Divide a batch evenly so that no part has more than :data:`PART_ELEMENTS`."""
+def _winograd_gradients(
+    plan: Plan,
+    term: Term,
+    values: tuple[Tensor, Tensor],
+    weight: Tensor,
+    needed: tuple[bool, bool, bool],
+    total: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Do what :func:`_branch_gradients` does for a convolution of 3×3, without copies."""
+    geometry, source = plan.geometry, values[1]
+    assert geometry is not None
+    grad = values[0].contiguous()
+    if needed[0] and term is Term.FIRST_ORDER:
+        total = winograd.towards_input(geometry, grad, source, weight, total)
+    elif needed[0]:
+        part = winograd.towards_input(geometry, grad, source, weight, None)
+        total = _accumulate(total, part, source, term)
+    of_weight = of_bias = None
+    if needed[1]:
+        seen = source if term is Term.FIRST_ORDER else source * source
+        of_weight = winograd.towards_weight(geometry, grad, seen, weight)
+    if needed[2]:
+        of_bias = grad.sum((0, 2, 3))
+    return total, of_weight, of_bias
+
+
+def _parts(elements: int, source: Tensor) -> Iterator[slice]:
+    """Divide a batch evenly so that no part has more than :data:`PART_ELEMENTS`.
+
+    Args:
+        elements: of the larger of input and output.
+        source: the input.
+    """
     batch, limit = len(source), PART_ELEMENTS.get(source.device.type)
-    largest = max(towards.numel(), source.numel())
-    count = 1 if limit is None else max(1, min(batch, -(-largest // limit)))
+    count = 1 if limit is None else max(1, min(batch, -(-elements // limit)))
     step = max(1, -(-batch // count))
     for start in range(0, max(1, batch), step):
         yield slice(start, start + step)

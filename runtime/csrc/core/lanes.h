@@ -24,6 +24,12 @@ QC_INLINE void store_lanes(float* to, Lanes lanes) { std::memcpy(to, &lanes, siz
 
 QC_INLINE Lanes all_lanes(float value) { return Lanes{} + value; }
 
+// a · b + c with one rounding.
+QC_INLINE Lanes fma_lanes(Lanes a, Lanes b, Lanes c) {
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+
 // The sum in a fixed order, halving the width at each step.
 QC_INLINE float sum_lanes(Lanes lanes) {
   float part[kLanes];

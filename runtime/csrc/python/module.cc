@@ -13,4 +13,5 @@ NB_MODULE(_core, module) {
   qcompile::bind_csr(module);
   qcompile::bind_quadratic(module);
   qcompile::bind_train(module);
+  qcompile::bind_winograd(module);
 }

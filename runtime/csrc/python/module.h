@@ -14,5 +14,6 @@ void bind_lsh(nanobind::module_& module);        // hash families, tables, sampl
 void bind_optim(nanobind::module_& module);      // row-wise optimisers
 void bind_quadratic(nanobind::module_& module);  // blocks of quadratic layers
 void bind_train(nanobind::module_& module);      // sparse softmax
+void bind_winograd(nanobind::module_& module);   // convolutions of 3x3
 
 }  // namespace qcompile
