@@ -37,8 +37,10 @@ from qcompile.nn.quadratic.products import branch, branch_backward, unpad
 from qcompile.runtime.memory import huge_pages
 
 PART_ELEMENTS = {"cpu": 1 << 20}
-"""Most elements of a part of a batch that is convolved, or differentiated, at a time; no limit where
+"""Most elements of a part of a batch that is convolved or differentiated at a time; no limit where
 kernels are launched."""
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 Pairs = dict[str, tuple[Any, Any]]
 """Weight and bias of a branch, or of a batch norm, by letter or slot."""
@@ -86,17 +88,18 @@ def _branch(
 ) -> Any:
     """Compute a branch, or compute it ``again``, when rounding may differ."""
     term = plan.formula.branches[letter].term
-    weight, bias = (None if tensor is None else tensor.to(plan.dtype) for tensor in pair)
+    weight, bias = pair[0].to(plan.dtype), pair[1]
+    bias = None if bias is None else bias.to(plan.dtype)
     if term is Term.SQUARED_INPUT and padded.dtype != plan.dtype:
         return branch(
             Term.FIRST_ORDER, plan.geometry, (padded * padded).to(plan.dtype), weight, bias
         )
     source = padded.to(plan.dtype)
-    if again and term is not Term.BILINEAR and winograd.takes(plan.geometry, source, weight):
+    if plan.geometry is None or type(source) not in _PLAIN or term is Term.BILINEAR:
+        return branch(term, plan.geometry, source, weight, bias)
+    if again and winograd.takes(plan.geometry, source, weight):
         seen = source if term is Term.FIRST_ORDER else source * source
         return winograd.convolve(plan.geometry, seen, weight, bias)
-    if plan.geometry is None or type(source) is not Tensor or term is Term.BILINEAR:
-        return branch(term, plan.geometry, source, weight, bias)
     # torch reorders what a convolution takes and returns: of a part that is done in the cache.
     parts = list(_parts(source.numel() * max(1, len(weight) // source.shape[1]), source))
     first = branch(term, plan.geometry, source[parts[0]], weight, bias)
@@ -288,7 +291,11 @@ def _branch_gradients(
     weight, bias = pair[0].to(plan.dtype), pair[1]
     if term is not Term.BILINEAR and winograd.takes(plan.geometry, source, weight):
         return _winograd_gradients(plan, term, values, weight, needed, total)
-    parts = [slice(None)] if term is Term.BILINEAR else list(_parts(max(towards.numel(), source.numel()), source))
+    parts = (
+        [slice(None)]
+        if term is Term.BILINEAR
+        else list(_parts(max(towards.numel(), source.numel()), source))
+    )
     sums: list[Tensor | None] = [None, None]
     first = total is None
     if first and needed[0] and len(parts) > 1:

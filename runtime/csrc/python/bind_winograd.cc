@@ -85,10 +85,11 @@ int64_t scratch_size(int64_t inputs, int64_t outputs, int64_t height, int64_t wi
 }  // namespace
 
 void bind_winograd(nb::module_& module) {
-  module.def("winograd_forward", &run_forward, nb::arg("x").noconvert(),
-             nb::arg("weight").noconvert(), nb::arg("padding"), nb::arg("scratch").noconvert(),
-             nb::arg("output").noconvert(), nb::arg("threads") = 0,
-             "Convolve x [B, I, H, W] with weight [O, I, 3, 3]; scratch has room for 16 (I O + 16).");
+  module.def(
+      "winograd_forward", &run_forward, nb::arg("x").noconvert(), nb::arg("weight").noconvert(),
+      nb::arg("padding"), nb::arg("scratch").noconvert(), nb::arg("output").noconvert(),
+      nb::arg("threads") = 0,
+      "Convolve x [B, I, H, W] with weight [O, I, 3, 3]; scratch has room for 16 (I O + 16).");
   module.def("winograd_towards_input", &towards_input, nb::arg("grad").noconvert(),
              nb::arg("weight").noconvert(), nb::arg("padding"), nb::arg("scratch").noconvert(),
              nb::arg("total").noconvert(), nb::arg("add"), nb::arg("threads") = 0,
