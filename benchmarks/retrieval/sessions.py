@@ -40,11 +40,11 @@ class Standard(Engine):
 class Ours(Engine):
     """The operator LinearTopK in a file that needs the plugin to be fast."""
 
-    layout = f", layout {ops.VERSION}"
-
-    def __init__(self, mode: str, rescore: str = "fp32") -> None:
+    def __init__(self, mode: str, rescore: str = "fp32", bits: int = 8) -> None:
         self.mode = mode
         self.rescore = rescore
+        self.bits = bits
+        self.layout = f", layout {ops.VERSION}" + (f", {bits} bits" if mode == "cells" else "")
         self.approximate = mode != "exact"
         self.threads = (1,) if self.approximate or rescore != "fp32" else (1, 2)
 
@@ -58,7 +58,8 @@ class Ours(Engine):
 
         if self.mode == "exact":
             return index.build_exact(weight)
-        return index.build_cells(weight, bias)
+        cells = index.build_cells(weight, bias)
+        return cells if self.bits == 8 else index.code_cells(weight, cells, self.bits)
 
     def _write(self, weight: np.ndarray, bias: np.ndarray, made: Any, place: Path) -> None:
         import onnx_ir as ir
@@ -78,11 +79,17 @@ class Ours(Engine):
     def points(self, head: Head) -> list[Point]:
         if not self.approximate:
             return [{}]
-        few, many = (4, 6, 8, 10, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
-        quick = [(p, g, r, 0.0) for p in few for g, r in ((8, 12), (16, 12), (24, 12), (16, 32))]
-        thorough = [(p, g, 32, s) for p in many for g, s in ((32, 0.0), (_ALL, 0.0), (_ALL, 1.0))]
-        names = ("probes", "groups", "rescore", "spread")
-        return [dict(zip(names, settings, strict=True)) for settings in quick + thorough]
+        few = (4, 6, 8, 10, 12, 16, 24)
+        many = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 448, 512, 640, 768)
+        narrow, wide = {8: (12, 32), 4: (12, 20), 2: (24, 60)}[self.bits]
+        places = ((8, narrow), (16, narrow), (24, narrow), (16, wide))
+        quick = [(p, g, r) for p in few for g, r in places]
+        thorough = [(p, g, r) for p in many for g in (32, _ALL) for r in (narrow, wide)]
+        return [
+            {"probes": p, "groups": g, "rescore": r}
+            for p, g, r in quick + thorough
+            if g == _ALL or p < 200
+        ]
 
     def search(self, point: Point) -> Search:
         if not point:

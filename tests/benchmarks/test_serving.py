@@ -39,12 +39,13 @@ def test_the_nearest_row_has_the_largest_score(head):
     [
         (Ours("exact"), 1.0),
         (Ours("cells"), 0.9),
+        (Ours("cells", bits=4), 0.9),
         (Standard(graphs.FLOAT), 0.999),
         (Standard(graphs.INT8), 0.9),
         (Standard(graphs.INT8_RESCORED), 0.999),
         (Standard(graphs.NBITS), 0.9),
     ],
-    ids=["exact", "cells", "fp32", "int8", "rescored", "nbits"],
+    ids=["exact", "cells", "codes", "fp32", "int8", "rescored", "nbits"],
 )
 def test_engines_answer(head, engine, least, tmp_path):
     engine.build(head, tmp_path)()

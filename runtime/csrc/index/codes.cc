@@ -126,18 +126,24 @@ class Coder {
       const double rest =
           apart(row, j) - static_cast<double>(scale) * levels_[static_cast<size_t>(j)];
       left += rest * rest;
-      if (scale != 0) set(place, j, static_cast<int>(levels_[static_cast<size_t>(j)]));
     }
     const double rounding = 1 + static_cast<double>(dense_.depth + 8) * 0x1p-51;
     out_.error[static_cast<size_t>(place)] = round_up(std::sqrt(left) * rounding);
+    if (scale != 0) set(place);
   }
 
-  void set(int64_t place, int64_t j, int level) {
-    const int64_t step = j / kBlockDepth, each = codes_per_byte(bits_);
-    const int64_t block = place / kBlockRows * code_step_count(dense_.depth, bits_) + step / each;
-    const int64_t at = block * kStepBytes + place % kBlockRows * kBlockDepth + j % kBlockDepth;
-    const int code = (level + (1 << bits_) - 1) / 2;
-    out_.codes[static_cast<size_t>(at)] |= static_cast<uint8_t>(code << step % each * bits_);
+  void set(int64_t place) {
+    const int64_t each = codes_per_byte(bits_), steps = code_step_count(dense_.depth, bits_);
+    const int shift = each == 2 ? 1 : 2;  // its logarithm
+    const int most = (1 << bits_) - 1;
+    uint8_t* codes = out_.codes.data() + place / kBlockRows * steps * kStepBytes +
+                     place % kBlockRows * kBlockDepth;
+    for (int64_t j = 0; j < dense_.depth; ++j) {
+      const int64_t step = j / kBlockDepth;
+      const int code = (static_cast<int>(levels_[static_cast<size_t>(j)]) + most) >> 1;
+      codes[(step >> shift) * kStepBytes + j % kBlockDepth] |=
+          static_cast<uint8_t>(code << ((step & (each - 1)) * bits_));
+    }
   }
 
   const Dense& dense_;
