@@ -132,10 +132,9 @@ class Layout {
   void put(int64_t place, int32_t id) {
     const int64_t block = place / kBlockRows, lane = place % kBlockRows;
     int8_t* target = out_.packed.data() + block * step_count(dense_.depth) * kStepBytes;
-    const uint8_t* source = rows_.row(id);
+    const int8_t* source = rows_.row(id);
     for (int64_t j = 0; j < dense_.depth; ++j) {
-      target[j / kBlockDepth * kStepBytes + lane * kBlockDepth + j % kBlockDepth] =
-          static_cast<int8_t>(source[j] ^ 0x80);
+      target[j / kBlockDepth * kStepBytes + lane * kBlockDepth + j % kBlockDepth] = source[j];
     }
     out_.scale[static_cast<size_t>(place)] = rows_.scales[static_cast<size_t>(id)];
     out_.error[static_cast<size_t>(place)] = rows_.errors[static_cast<size_t>(id)];

@@ -124,7 +124,11 @@ class Nearest {
  private:
   void find_together(const int32_t* ids, int64_t count, int32_t* nearest) {
     int32_t sums[kDotQueries];
-    for (int64_t i = 0; i < count; ++i) sums[i] = gather(ids[i], i);
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] = rows_.sums[static_cast<size_t>(ids[i])];
+      std::memcpy(gathered_[static_cast<size_t>(i * rows_.stride / kLineBytes)].of,
+                  rows_.row(ids[i]), static_cast<size_t>(rows_.stride));
+    }
     const Lanes lowest = all_lanes(-std::numeric_limits<float>::infinity());
     LaneBest best[kDotQueries];
     for (LaneBest& each : best) each = LaneBest{lowest, LaneInts{}};
@@ -143,28 +147,16 @@ class Nearest {
     for (int64_t i = 0; i < count; ++i) nearest[i] = place(best[i]);
   }
 
-  // Puts a row at a place among those together, without the offset of its values; returns their
-  // sum.
-  int32_t gather(int32_t row, int64_t place) {
-    const uint8_t* from = rows_.row(row);
-    int8_t* to = gathered_[static_cast<size_t>(place * rows_.stride / kLineBytes)].of;
-    int32_t sum = 0;
-    for (int64_t j = 0; j < rows_.stride; ++j) {
-      to[j] = static_cast<int8_t>(from[j] ^ 0x80);
-      sum += to[j];
-    }
-    return sum;
-  }
-
+  // The first of the best of all lanes.
   static int32_t place(const LaneBest& best) {
-    int32_t found = 0;
-    float score = -std::numeric_limits<float>::infinity();
+    float score = best.score[0];
+    for (int lane = 1; lane < kBlockRows; ++lane) {
+      score = best.score[lane] > score ? best.score[lane] : score;
+    }
+    int32_t found = std::numeric_limits<int32_t>::max();
     for (int lane = 0; lane < kBlockRows; ++lane) {
       const int32_t at = best.block[lane] * kBlockRows + lane;
-      if (best.score[lane] > score || (best.score[lane] == score && at < found)) {
-        found = at;
-        score = best.score[lane];
-      }
+      if (best.score[lane] == score) found = std::min(found, at);
     }
     return found;
   }
@@ -239,10 +231,10 @@ class Lloyd {
     const std::span<const int32_t> places = members[cluster];
     if (places.empty()) return;
     std::fill_n(mean, rows_.depth, 0.0f);
-    const auto size = static_cast<float>(places.size());
+    const float part = 1 / static_cast<float>(places.size());
     for (int32_t place : places) {
       const float* row = weight_ + ids[static_cast<size_t>(place)] * rows_.depth;
-      for (int64_t j = 0; j < rows_.depth; ++j) mean[j] += row[j] / size;
+      for (int64_t j = 0; j < rows_.depth; ++j) mean[j] += row[j] * part;
     }
   }
 
@@ -292,7 +284,8 @@ QuantisedRows quantise_rows(const float* weight, int64_t rows, int64_t depth,
   result.count = rows;
   result.depth = depth;
   result.stride = ceil_div(step_count(depth) * kBlockDepth, kLineBytes) * kLineBytes;
-  result.values.assign(static_cast<size_t>(rows * result.stride), 0x80);
+  result.values.resize(static_cast<size_t>(rows * result.stride));
+  result.sums.resize(static_cast<size_t>(rows));
   result.scales.resize(static_cast<size_t>(rows));
   result.errors.resize(static_cast<size_t>(rows));
   parallel_for(executor, rows, 1024, [&](int64_t begin, int64_t end) {
@@ -304,11 +297,10 @@ QuantisedRows quantise_rows(const float* weight, int64_t rows, int64_t depth,
         throw std::invalid_argument("row " + std::to_string(row) +
                                     " of the weight holds NaN or infinity");
       }
-      uint8_t* target = result.values.data() + row * result.stride;
+      int8_t* target = result.values.data() + row * result.stride;
       result.errors[static_cast<size_t>(row)] =
-          round_up(quantise(source, depth, &result.scales[static_cast<size_t>(row)],
-                            reinterpret_cast<int8_t*>(target), isa));
-      for (int64_t j = 0; j < depth; ++j) target[j] ^= 0x80;
+          round_up(quantise(source, depth, &result.scales[static_cast<size_t>(row)], target, isa));
+      result.sums[static_cast<size_t>(row)] = std::accumulate(target, target + depth, 0);
     }
   });
   return result;

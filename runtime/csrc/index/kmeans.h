@@ -11,16 +11,17 @@
 
 namespace qcompile {
 
-// Rows as a scan has its queries: int8 values with 128 added, and a scale each.
+// Rows as int8 values, and a scale each.
 struct QuantisedRows {
   int64_t count = 0;
   int64_t depth = 0;
-  int64_t stride = 0;           // bytes from one row to the next, a whole number of cache lines
-  std::vector<uint8_t> values;  // [count, stride], padded with 128
+  int64_t stride = 0;          // bytes from one row to the next, a whole number of cache lines
+  std::vector<int8_t> values;  // [count, stride], padded with zeros
+  std::vector<int32_t> sums;   // of each row's values
   std::vector<float> scales;
   std::vector<float> errors;  // as pack_rows() has them
 
-  const uint8_t* row(int64_t index) const { return values.data() + index * stride; }
+  const int8_t* row(int64_t index) const { return values.data() + index * stride; }
 };
 
 // Throws std::invalid_argument, naming the row, for NaN or infinity.
