@@ -132,8 +132,8 @@ class ElementwiseBackward:
         self._norms = {slot: Affine(norm, dims, self._dtype) for slot, norm in norms.items()}
         self.sums = {slot: Sums(shape, self._dtype, grad.device) for slot in norms}
 
-    def run(self, *, overwrite: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield letter and gradient of each branch, in an order that frees memory early.
+    def run(self, *, overwrite: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield letters and gradients of branches, in an order that frees memory early.
 
         Args:
             overwrite: whether ``pre`` may be written to.
@@ -147,13 +147,12 @@ class ElementwiseBackward:
             self._pre.clear()
             self._buffers.clear()
             for letter in passing:
-                yield letter, delta
+                yield {letter: delta}
             del delta
-            for letter in letters:
-                yield letter, out.pop(letter)
+            yield out
             return
         for letter in passing:
-            yield letter, delta
+            yield {letter: delta}
         together = [letter for letter in letters if letter in self._plan.factors]
         groups = [[letter] for letter in letters if letter not in together]
         groups += [together] if together else []
@@ -166,8 +165,7 @@ class ElementwiseBackward:
             self._buffers.clear()
             if last:
                 del delta
-            for letter in group:
-                yield letter, out.pop(letter)
+            yield out
 
     def _changes(self, letter: str) -> bool:
         """Return whether a branch's gradient differs from that of the combination."""

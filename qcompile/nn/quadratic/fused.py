@@ -209,14 +209,14 @@ class FusedBackward:
             towards[rows] = self._plan.pool_backward(self._grad[rows], self._backward.output(rows))
         return towards
 
-    def run(self, *, overwrite: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield letter and gradient of each branch, in an order that frees memory early.
+    def run(self, *, overwrite: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield letters and gradients of branches, in an order that frees memory early.
 
         Args:
             overwrite: whether ``pre`` may be written to.
         """
         for letter in self._same:
-            yield letter, self._grad
+            yield {letter: self._grad}
         backward, self._backward = self._backward, None
         if backward is None:
             return
@@ -225,8 +225,7 @@ class FusedBackward:
             (towards,) = backward.write("a", overwrite=overwrite, spare=self._spare).values()
             del backward
             self._pre.clear()
-            for letter in names.values():
-                yield letter, towards
+            yield dict.fromkeys(names.values(), towards)
             return
         groups = [list(names)] if overwrite else [["c"], [x for x in names if x != "c"]]
         groups = [group for group in ([x for x in g if x in names] for g in groups) if group]
@@ -239,5 +238,5 @@ class FusedBackward:
                 del backward
                 self._spare = None
                 self._pre.clear()
-            for name in reversed(group):
-                yield names[name], out.pop(name)
+            found = {names[name]: out.pop(name) for name in group}
+            yield found

@@ -83,10 +83,7 @@ def _without_autocast(x: Tensor) -> Iterator[None]:
         yield
 
 
-def _branch(
-    plan: Plan, letter: str, padded: Tensor, pair: tuple[Any, Any], *, again: bool = False
-) -> Any:
-    """Compute a branch, or compute it ``again``, when rounding may differ."""
+def _branch(plan: Plan, letter: str, padded: Tensor, pair: tuple[Any, Any]) -> Any:
     term = plan.formula.branches[letter].term
     weight, bias = pair[0].to(plan.dtype), pair[1]
     bias = None if bias is None else bias.to(plan.dtype)
@@ -97,9 +94,6 @@ def _branch(
     source = padded.to(plan.dtype)
     if plan.geometry is None or type(source) not in _PLAIN or term is Term.BILINEAR:
         return branch(term, plan.geometry, source, weight, bias)
-    if again and winograd.takes(plan.geometry, source, weight):
-        seen = source if term is Term.FIRST_ORDER else source * source
-        return winograd.convolve(plan.geometry, seen, weight, bias)
     # torch reorders what a convolution takes and returns: of a part that is done in the cache.
     parts = list(_parts(source.numel() * max(1, len(weight) // source.shape[1]), source))
     first = branch(term, plan.geometry, source[parts[0]], weight, bias)
@@ -110,6 +104,27 @@ def _branch(
     for rows in parts[1:]:
         whole[rows] = branch(term, plan.geometry, source[rows], weight, bias)
     return whole
+
+
+def _again(plan: Plan, padded: Tensor, products: Pairs) -> dict[str, Tensor]:
+    """Compute once more what the backward pass needs; rounding may differ."""
+    source = padded.to(plan.dtype)
+    together = [x for x in plan.needed if _by_winograd(plan, x, source, products[x])]
+    values: dict[str, Tensor] = {}
+    if together and plan.geometry is not None:
+        weights, biases = zip(*(products[letter] for letter in together), strict=True)
+        found = winograd.convolve(plan.geometry, source, weights, biases)
+        values = dict(zip(together, found, strict=True))
+    for letter in plan.needed:
+        if letter not in values:
+            values[letter] = _branch(plan, letter, padded, products[letter])
+    return values
+
+
+def _by_winograd(plan: Plan, letter: str, source: Tensor, pair: tuple[Any, Any]) -> bool:
+    """Return whether a branch is a convolution of the input that Winograd's method computes."""
+    first_order = plan.formula.branches[letter].term is Term.FIRST_ORDER
+    return first_order and winograd.takes(plan.geometry, source, pair[0])
 
 
 def _grown(part: Tensor, batch: int) -> Tensor:
@@ -233,8 +248,7 @@ def backward(
         padded = _pad(plan, x)
         values = dict(zip(plan.needed, pre, strict=True)) if plan.memory == 1 else {}
         if plan.memory != 1:
-            for letter in plan.needed:
-                values[letter] = _branch(plan, letter, padded, products[letter], again=True)
+            values = _again(plan, padded, products)
         shape = next((value.shape for value in values.values()), grad.shape)
         elementwise: FusedBackward | ElementwiseBackward
         if fused.takes(plan, x, values, backward=True):
@@ -242,14 +256,22 @@ def backward(
         else:
             elementwise = ElementwiseBackward(plan, grad, shape, values, norms)
         total: Tensor | None = None
-        for letter, towards in elementwise.run(overwrite=plan.memory != 1):
-            needed = (needs[0], *needed_products[letter])
-            source = padded.to(plan.dtype)
-            total, *own = _branch_gradients(
-                plan, letter, (towards, source), products[letter], needed, total
-            )
-            del towards
-            found_products[letter] = (own[0], own[1])
+        source = padded.to(plan.dtype)
+        for group in elementwise.run(overwrite=plan.memory != 1):
+            together = [x for x in group if _by_winograd(plan, x, source, products[x])]
+            if together:
+                own = {x: (products[x][0], group.pop(x), *needed_products[x]) for x in together}
+                total, found = _winograd_gradients(plan, source, own, needs[0], total)
+                found_products |= found
+                del own
+            while group:
+                letter, towards = group.popitem()
+                needed = (needs[0], *needed_products[letter])
+                total, *rest = _branch_gradients(
+                    plan, letter, (towards, source), products[letter], needed, total
+                )
+                del towards
+                found_products[letter] = (rest[0], rest[1])
         if total is not None:
             total = unpad(plan.geometry, total.to(x.dtype), x)
     found_scales = {
@@ -289,8 +311,6 @@ def _branch_gradients(
     towards, source = values
     term = plan.formula.branches[letter].term
     weight, bias = pair[0].to(plan.dtype), pair[1]
-    if term is not Term.BILINEAR and winograd.takes(plan.geometry, source, weight):
-        return _winograd_gradients(plan, term, values, weight, needed, total)
     parts = (
         [slice(None)]
         if term is Term.BILINEAR
@@ -316,28 +336,41 @@ def _branch_gradients(
 
 def _winograd_gradients(
     plan: Plan,
-    term: Term,
-    values: tuple[Tensor, Tensor],
-    weight: Tensor,
-    needed: tuple[bool, bool, bool],
+    source: Tensor,
+    branches: dict[str, tuple[Tensor, Tensor, bool, bool]],
+    needs_input: bool,
     total: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Do what :func:`_branch_gradients` does for a convolution of 3×3, without copies."""
-    geometry, source = plan.geometry, values[1]
+) -> tuple[Tensor | None, Pairs]:
+    """Differentiate convolutions of 3×3 of the input together.
+
+    Args:
+        plan: what was computed.
+        source: the padded input.
+        branches: by letter weight, gradient of what was computed, and whether those of weight and
+            bias are needed.
+        needs_input: whether that of the input is.
+        total: what other branches send towards the input; it is added to.
+
+    Returns:
+        The new total, gradients of weights and biases.
+    """
+    geometry = plan.geometry
     assert geometry is not None
-    grad = values[0].contiguous()
-    if needed[0] and term is Term.FIRST_ORDER:
-        total = winograd.towards_input(geometry, grad, source, weight, total)
-    elif needed[0]:
-        part = winograd.towards_input(geometry, grad, source, weight, None)
-        total = _accumulate(total, part, source, term)
-    of_weight = of_bias = None
-    if needed[1]:
-        seen = source if term is Term.FIRST_ORDER else source * source
-        of_weight = winograd.towards_weight(geometry, grad, seen, weight)
-    if needed[2]:
-        of_bias = grad.sum((0, 2, 3))
-    return total, of_weight, of_bias
+    grads = {letter: own[1].contiguous() for letter, own in branches.items()}
+    weights = {letter: own[0] for letter, own in branches.items()}
+    if needs_input:
+        both = (list(grads.values()), source, list(weights.values()))
+        total = winograd.towards_input(geometry, *both, total)
+    of_weight = [letter for letter, own in branches.items() if own[2]]
+    of_weights: dict[str, Tensor] = {}
+    if of_weight:
+        some = ([grads[x] for x in of_weight], source, [weights[x] for x in of_weight])
+        found = winograd.towards_weights(geometry, *some)
+        of_weights = dict(zip(of_weight, found, strict=True))
+    return total, {
+        letter: (of_weights.get(letter), grads[letter].sum((0, 2, 3)) if own[3] else None)
+        for letter, own in branches.items()
+    }
 
 
 def _parts(elements: int, source: Tensor) -> Iterator[slice]:

@@ -6,6 +6,8 @@ is to be the same bits as at memory level 0, outputs, is left to torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,48 +49,66 @@ def takes(geometry: Geometry | None, x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def convolve(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the convolution of ``x``, padded by mode."""
-    (padding, _), (outputs, inputs) = geometry.even_padding, weight.shape[:2]
+def convolve(
+    geometry: Geometry, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Return the convolutions of ``x``, padded by mode, with weights of one size."""
+    (padding, _), outputs = geometry.even_padding, len(weights[0])
     size = [extent + 2 * padding - 2 for extent in x.shape[2:]]
-    y = huge_pages(x.new_empty(len(x), outputs, *size))
-    room = _room(inputs, outputs)
-    arguments = (x.detach(), weight.detach(), padding, room, y)
-    _core.winograd_forward(*arguments, torch.get_num_threads())
-    return y if bias is None else y.add_(bias.detach().view(-1, 1, 1))
+    found = [huge_pages(x.new_empty(len(x), outputs, *size)) for _ in weights]
+    room = _room(geometry, x, weights, of_weights=False)
+    threads = torch.get_num_threads()
+    _core.winograd_forward(x.detach(), _plain(weights), padding, room, found, threads)
+    for y, bias in zip(found, biases, strict=True):
+        if bias is not None:
+            y += bias.detach().view(-1, 1, 1)
+    return found
 
 
 def towards_input(
-    geometry: Geometry, grad: Tensor, x: Tensor, weight: Tensor, total: Tensor | None
+    geometry: Geometry,
+    grads: Sequence[Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    total: Tensor | None,
 ) -> Tensor:
-    """Return the gradient of ``x``, padded by mode, from that of the output.
+    """Return the gradient of ``x``, padded by mode, from those of the outputs.
 
     Args:
-        geometry: of the convolution.
-        grad: of the output, contiguous.
+        geometry: of the convolutions.
+        grads: of the outputs, contiguous.
         x: the input.
-        weight: the kernels.
+        weights: the kernels, of one size.
         total: what to add it to, or ``None``.
     """
     add = total is not None
     total = huge_pages(torch.empty_like(x)) if total is None else total
     padding = geometry.even_padding[0]
-    room = _room(*weight.shape[:2])
-    arguments = (grad, weight.detach(), padding, room, total, add)
+    room = _room(geometry, x, weights, of_weights=False)
+    arguments = (list(grads), _plain(weights), padding, room, total, add)
     _core.winograd_towards_input(*arguments, torch.get_num_threads())
     return total
 
 
-def towards_weight(geometry: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the weight; arguments are those of :func:`towards_input`."""
-    padding, found = geometry.even_padding[0], torch.empty_like(weight)
-    outputs, inputs = weight.shape[:2]
-    room = huge_pages(torch.empty(_core.winograd_scratch(inputs, outputs, *x.shape[2:], padding)))
-    arguments = (x.detach(), grad, padding, room, found.detach())
-    _core.winograd_towards_weight(*arguments, torch.get_num_threads())
+def towards_weights(
+    geometry: Geometry, grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of the weights; arguments are those of :func:`towards_input`."""
+    padding, found = geometry.even_padding[0], [torch.empty_like(w) for w in _plain(weights)]
+    room = _room(geometry, x, weights, of_weights=True)
+    arguments = (x.detach(), list(grads), padding, room, found)
+    _core.winograd_towards_weights(*arguments, torch.get_num_threads())
     return found
 
 
-def _room(inputs: int, outputs: int) -> Tensor:
-    """Return room for transformed weights."""
-    return huge_pages(torch.empty(16 * (inputs * outputs + 16)))
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach() for tensor in tensors]
+
+
+def _room(geometry: Geometry, x: Tensor, weights: Sequence[Tensor], *, of_weights: bool) -> Tensor:
+    """Return room for what is transformed."""
+    outputs, inputs = weights[0].shape[:2]
+    sizes = _core.winograd_scratch(
+        inputs, outputs, *x.shape[2:], geometry.even_padding[0], len(weights)
+    )
+    return huge_pages(torch.empty(sizes[of_weights]))

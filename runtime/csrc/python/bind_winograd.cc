@@ -1,3 +1,5 @@
+#include <nanobind/stl/vector.h>
+
 #include "python/arrays.h"
 #include "python/module.h"
 #include "quadratic/winograd.h"
@@ -36,23 +38,53 @@ void require_scratch(const ArrayInOut<float>& scratch, int64_t size) {
   }
 }
 
-void run_forward(ArrayIn<float> x, ArrayIn<float> weight, int64_t padding,
-                 ArrayInOut<float> scratch, ArrayInOut<float> output, int threads) {
-  const Convolution shape = convolution_from(x, weight, padding);
-  require_scratch(scratch, kPlaces * shape.place_stride());
-  require_output("output", output, shape);
+using Arrays = std::vector<ArrayIn<float>>;
+using Outputs = std::vector<ArrayInOut<float>>;
+
+template <typename Pointer, typename Array>
+std::vector<Pointer> pointers(const std::vector<Array>& arrays) {
+  std::vector<Pointer> found;
+  for (const Array& array : arrays) found.push_back(array.data());
+  return found;
+}
+
+// The convolution of all weights, as many as there are `others`.
+template <typename Weight, typename Other>
+Convolution shared_shape(const ArrayIn<float>& x, const std::vector<Weight>& weights,
+                         const std::vector<Other>& others, int64_t padding) {
+  if (weights.empty() || weights.size() != others.size()) {
+    raise_data_error("expected as many weights as outputs, and one at least");
+  }
+  const Convolution shape = convolution_from(x, weights[0], padding);
+  for (const Weight& weight : weights) {
+    require_shape("weight", weight, {shape.outputs, shape.inputs, 3, 3});
+  }
+  for (const Other& other : others) require_output("output", other, shape);
+  return shape;
+}
+
+int64_t transformed_size(const Convolution& shape) { return kPlaces * shape.place_stride(); }
+
+void run_forward(ArrayIn<float> x, Arrays weights, int64_t padding, ArrayInOut<float> scratch,
+                 Outputs outputs, int threads) {
+  const Convolution shape = shared_shape(x, weights, outputs, padding);
+  const int64_t apart = transformed_size(shape);
+  require_scratch(scratch, apart * static_cast<int64_t>(weights.size()));
   without_gil([&] {
     const OpenMPExecutor executor(threads);
-    transform_weights(shape, weight.data(), scratch.data(), executor);
-    convolve(shape, x.data(), scratch.data(), false, output.data(), executor);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      transform_weights(shape, weights[i].data(), scratch.data() + i * apart, executor);
+    }
+    const float* from[] = {x.data()};
+    convolve({shape, from, scratch.data(), pointers<float*>(outputs), false}, executor);
   });
 }
 
-void towards_input(ArrayIn<float> grad, ArrayIn<float> weight, int64_t padding,
-                   ArrayInOut<float> scratch, ArrayInOut<float> total, bool add, int threads) {
-  const Convolution shape = convolution_from(ArrayIn<float>(total), weight, padding);
-  require_output("grad", grad, shape);
-  require_scratch(scratch, kPlaces * shape.place_stride());
+void towards_input(Arrays grads, Arrays weights, int64_t padding, ArrayInOut<float> scratch,
+                   ArrayInOut<float> total, bool add, int threads) {
+  const Convolution shape = shared_shape(ArrayIn<float>(total), weights, grads, padding);
+  const int64_t apart = transformed_size(shape);
+  require_scratch(scratch, apart * static_cast<int64_t>(weights.size()));
   const Convolution back{.batch = shape.batch,
                          .inputs = shape.outputs,
                          .outputs = shape.inputs,
@@ -61,45 +93,49 @@ void towards_input(ArrayIn<float> grad, ArrayIn<float> weight, int64_t padding,
                          .padding = 2 - padding};
   without_gil([&] {
     const OpenMPExecutor executor(threads);
-    transform_weights_back(shape, weight.data(), scratch.data(), executor);
-    convolve(back, grad.data(), scratch.data(), add, total.data(), executor);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      transform_weights_back(shape, weights[i].data(), scratch.data() + i * apart, executor);
+    }
+    float* const to[] = {total.data()};
+    convolve({back, pointers<const float*>(grads), scratch.data(), to, add}, executor);
   });
 }
 
-void towards_weight(ArrayIn<float> x, ArrayIn<float> grad, int64_t padding,
-                    ArrayInOut<float> scratch, ArrayInOut<float> output, int threads) {
-  const Convolution shape = convolution_from(x, output, padding);
-  require_output("grad", grad, shape);
-  require_scratch(scratch, weight_gradient_scratch(shape));
+void towards_weights(ArrayIn<float> x, Arrays grads, int64_t padding, ArrayInOut<float> scratch,
+                     Outputs outputs, int threads) {
+  const Convolution shape = shared_shape(x, outputs, grads, padding);
+  require_scratch(scratch, weight_gradient_scratch(shape, static_cast<int64_t>(grads.size())));
   without_gil([&] {
-    weight_gradient(shape, x.data(), grad.data(), scratch.data(), output.data(),
-                    OpenMPExecutor(threads));
+    weight_gradients(
+        {shape, x.data(), pointers<const float*>(grads), scratch.data(), pointers<float*>(outputs)},
+        OpenMPExecutor(threads));
   });
 }
 
-int64_t scratch_size(int64_t inputs, int64_t outputs, int64_t height, int64_t width,
-                     int64_t padding) {
-  return weight_gradient_scratch({1, inputs, outputs, height, width, padding});
+nb::tuple scratch_sizes(int64_t inputs, int64_t outputs, int64_t height, int64_t width,
+                        int64_t padding, int64_t count) {
+  const Convolution shape{1, inputs, outputs, height, width, padding};
+  return nb::make_tuple(count * transformed_size(shape), weight_gradient_scratch(shape, count));
 }
 
 }  // namespace
 
 void bind_winograd(nb::module_& module) {
-  module.def(
-      "winograd_forward", &run_forward, nb::arg("x").noconvert(), nb::arg("weight").noconvert(),
-      nb::arg("padding"), nb::arg("scratch").noconvert(), nb::arg("output").noconvert(),
-      nb::arg("threads") = 0,
-      "Convolve x [B, I, H, W] with weight [O, I, 3, 3]; scratch has room for 16 (I O + 16).");
-  module.def("winograd_towards_input", &towards_input, nb::arg("grad").noconvert(),
-             nb::arg("weight").noconvert(), nb::arg("padding"), nb::arg("scratch").noconvert(),
-             nb::arg("total").noconvert(), nb::arg("add"), nb::arg("threads") = 0,
-             "The gradient of x, written to or added to total.");
-  module.def("winograd_towards_weight", &towards_weight, nb::arg("x").noconvert(),
-             nb::arg("grad").noconvert(), nb::arg("padding"), nb::arg("scratch").noconvert(),
-             nb::arg("output").noconvert(), nb::arg("threads") = 0,
-             "The gradient of the weight; scratch as winograd_scratch says.");
-  module.def("winograd_scratch", &scratch_size, nb::arg("inputs"), nb::arg("outputs"),
-             nb::arg("height"), nb::arg("width"), nb::arg("padding"));
+  module.def("winograd_forward", &run_forward, nb::arg("x").noconvert(), nb::arg("weights"),
+             nb::arg("padding"), nb::arg("scratch").noconvert(), nb::arg("outputs"),
+             nb::arg("threads") = 0,
+             "Convolve x [B, I, H, W] with each of the weights [O, I, 3, 3].");
+  module.def("winograd_towards_input", &towards_input, nb::arg("grads"), nb::arg("weights"),
+             nb::arg("padding"), nb::arg("scratch").noconvert(), nb::arg("total").noconvert(),
+             nb::arg("add"), nb::arg("threads") = 0,
+             "The gradient of x from those of all outputs, written to or added to total.");
+  module.def("winograd_towards_weights", &towards_weights, nb::arg("x").noconvert(),
+             nb::arg("grads"), nb::arg("padding"), nb::arg("scratch").noconvert(),
+             nb::arg("outputs"), nb::arg("threads") = 0,
+             "The gradients of the weights, of one size, from those of the outputs.");
+  module.def("winograd_scratch", &scratch_sizes, nb::arg("inputs"), nb::arg("outputs"),
+             nb::arg("height"), nb::arg("width"), nb::arg("padding"), nb::arg("count"),
+             "Numbers of scratch for so many convolutions and gradients of x; of weights.");
 }
 
 }  // namespace qcompile

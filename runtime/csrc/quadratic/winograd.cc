@@ -9,7 +9,8 @@ namespace qcompile {
 namespace {
 
 constexpr int64_t kTaskTiles = 64;    // of a task of convolve: its products stay in the cache
-constexpr int64_t kChunkTiles = 512;  // of a step of weight_gradient
+constexpr int64_t kChunkTiles = 512;  // of a step of weight_gradients
+constexpr int64_t kDotRows = 64;      // output channels of a task that adds up products
 constexpr int64_t kWeightRows = 16;   // of a task that transforms weights
 
 int64_t divided(int64_t size, int64_t by) { return (size + by - 1) / by; }
@@ -192,8 +193,8 @@ void transform_weights_back(const Convolution& shape, const float* weight, float
   });
 }
 
-void convolve(const Convolution& shape, const float* x, const float* transformed, bool add,
-              float* y, const Executor& executor, Isa isa) {
+void convolve(const Convolutions& problem, const Executor& executor, Isa isa) {
+  const Convolution& shape = problem.shape;
   const Kernels& kernels = kernels_for(isa);
   const int64_t all = shape.batch * shape.tile_rows(), step = rows_of_tiles(shape, kTaskTiles);
   if (all == 0 || shape.tile_columns() == 0) return;
@@ -205,75 +206,88 @@ void convolve(const Convolution& shape, const float* x, const float* transformed
     const int64_t to_stride = shape.outputs * tiles.stride + kLanes;
     float* v = from.resize(kPlaces * from_stride);
     float* m = to.resize(kPlaces * to_stride);
-    for (int64_t channel = 0; channel < shape.inputs; ++channel) {
-      kernels.inputs(tiles, x, channel, v, from_stride);
+    const float* u = problem.transformed;
+    for (float* y : problem.y) {
+      std::memset(m, 0, static_cast<size_t>(kPlaces * to_stride) * sizeof(float));
+      for (const float* x : problem.x) {
+        // One input is transformed once for all outputs.
+        const bool known = problem.x.size() == 1 && y != problem.y.front();
+        for (int64_t channel = 0; !known && channel < shape.inputs; ++channel) {
+          kernels.inputs(tiles, x, channel, v, from_stride);
+        }
+        for (int64_t place = 0; place < kPlaces; ++place, u += shape.place_stride()) {
+          train_kernels(isa).multiply_add(shape.outputs, tiles.stride, shape.inputs,
+                                          {u, 1, shape.outputs}, v + place * from_stride,
+                                          tiles.stride, m + place * to_stride, tiles.stride);
+        }
+      }
+      kernels.outputs(tiles, m, to_stride, problem.add, y);
     }
-    std::memset(m, 0, static_cast<size_t>(kPlaces * to_stride) * sizeof(float));
-    for (int64_t place = 0; place < kPlaces; ++place) {
-      const float* u = transformed + place * shape.place_stride();
-      train_kernels(isa).multiply_add(shape.outputs, tiles.stride, shape.inputs,
-                                      {u, 1, shape.outputs}, v + place * from_stride, tiles.stride,
-                                      m + place * to_stride, tiles.stride);
-    }
-    kernels.outputs(tiles, m, to_stride, add, y);
   });
 }
 
-// Tiles of a chunk of weight_gradient, and some for nobody so that channels are an odd number of
+// Tiles of a chunk of weight_gradients, and some for nobody so that channels are an odd number of
 // cache lines apart.
 int64_t chunk_stride(const Convolution& shape) {
   return rounded_up(rows_of_tiles(shape, kChunkTiles) * shape.tile_columns()) | kLanes;
 }
 
-int64_t weight_gradient_scratch(const Convolution& shape) {
-  return kPlaces *
-         ((shape.inputs + shape.outputs) * chunk_stride(shape) + 2 * kLanes + shape.place_stride());
+int64_t weight_gradient_scratch(const Convolution& shape, int64_t count) {
+  return kPlaces * ((shape.inputs + shape.outputs) * chunk_stride(shape) + 2 * kLanes +
+                    count * shape.place_stride());
 }
 
-void weight_gradient(const Convolution& shape, const float* x, const float* grad, float* scratch,
-                     float* towards_weight, const Executor& executor, Isa isa) {
+void weight_gradients(const WeightGradients& problem, const Executor& executor, Isa isa) {
+  const Convolution& shape = problem.shape;
   const Kernels& kernels = kernels_for(isa);
   const int64_t step = rows_of_tiles(shape, kChunkTiles);
   const int64_t all = shape.batch * shape.tile_rows();
   const int64_t stride = chunk_stride(shape), apart = shape.place_stride();
   const int64_t products = shape.inputs * shape.outputs;
-  float* sums = scratch;
-  float* v = sums + kPlaces * apart;
-  float* m = v + kPlaces * (shape.inputs * stride + kLanes);
-  std::memset(scratch, 0, static_cast<size_t>(weight_gradient_scratch(shape)) * sizeof(float));
+  const int64_t v_stride = shape.inputs * stride + kLanes;
+  const int64_t m_stride = shape.outputs * stride + kLanes;
+  const int64_t count = static_cast<int64_t>(problem.grads.size());
+  float* v = problem.scratch;
+  float* m = v + kPlaces * v_stride;
+  float* sums = m + kPlaces * m_stride;
+  std::memset(problem.scratch, 0,
+              static_cast<size_t>(weight_gradient_scratch(shape, count)) * sizeof(float));
   // Tasks: a place and a part of the output channels.
-  const int64_t parts = divided(shape.outputs, 64);
+  const int64_t parts = divided(shape.outputs, kDotRows);
   for (int64_t first = 0; first < all && shape.tile_columns() > 0; first += step) {
     const Tiles tiles{shape, first, std::min(step, all - first), stride};
-    const bool last = tiles.rows < step;
-    parallel_for(executor, shape.inputs + shape.outputs, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const bool of_input = i < shape.inputs;
-        const int64_t channel = of_input ? i : i - shape.inputs;
-        float* to = of_input ? v : m;
-        const int64_t place_stride = (of_input ? shape.inputs : shape.outputs) * stride + kLanes;
-        for (int place = 0; last && place < kPlaces; ++place) {
-          std::memset(to + place * place_stride + channel * stride, 0,
-                      static_cast<size_t>(stride) * sizeof(float));
+    const auto transform = [&](auto kernel, const float* from, int64_t channels, float* to,
+                               int64_t place_stride) {
+      parallel_for(executor, channels, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t channel = begin; channel < end; ++channel) {
+          // The last chunk may have fewer tiles.
+          for (int place = 0; tiles.rows < step && place < kPlaces; ++place) {
+            std::memset(to + place * place_stride + channel * stride, 0,
+                        static_cast<size_t>(stride) * sizeof(float));
+          }
+          kernel(tiles, from, channel, to, place_stride);
         }
-        (of_input ? kernels.inputs : kernels.gradients)(tiles, of_input ? x : grad, channel, to,
-                                                        place_stride);
+      });
+    };
+    transform(kernels.inputs, problem.x, shape.inputs, v, v_stride);
+    for (int64_t i = 0; i < count; ++i) {
+      transform(kernels.gradients, problem.grads[i], shape.outputs, m, m_stride);
+      executor.run(kPlaces * parts, [&](int64_t task) {
+        const int64_t place = task / parts, begin = task % parts * kDotRows;
+        kernels.dots(std::min(kDotRows, shape.outputs - begin), shape.inputs, stride,
+                     m + place * m_stride + begin * stride, v + place * v_stride,
+                     sums + (i * kPlaces + place) * apart + begin * shape.inputs);
+      });
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    parallel_for(executor, products, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        gather_weight_gradient(sums + i * kPlaces * apart + at, apart,
+                               problem.towards_weights[i] + 9 * at);
       }
     });
-    executor.run(kPlaces * parts, [&](int64_t task) {
-      const int64_t place = task / parts, begin = task % parts * 64;
-      const int64_t rows = std::min<int64_t>(64, shape.outputs - begin);
-      kernels.dots(rows, shape.inputs, stride,
-                   m + place * (shape.outputs * stride + kLanes) + begin * stride,
-                   v + place * (shape.inputs * stride + kLanes),
-                   sums + place * apart + begin * shape.inputs);
-    });
   }
-  parallel_for(executor, products, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      gather_weight_gradient(sums + i, apart, towards_weight + 9 * i);
-    }
-  });
 }
 
 }  // namespace qcompile

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/isa.h"
 #include "core/parallel.h"
@@ -41,14 +42,29 @@ void transform_weights(const Convolution& shape, const float* weight, float* tra
 void transform_weights_back(const Convolution& shape, const float* weight, float* transformed,
                             const Executor& executor);
 
-// x [batch, inputs, height, width] to y [batch, outputs, ...], which is added to if `add`.
-void convolve(const Convolution& shape, const float* x, const float* transformed, bool add,
-              float* y, const Executor& executor, Isa isa = best_isa());
+// Convolutions of one input, or several whose outputs are added up: as many transformed weights in
+// a row as there are of the two together, 16 * place_stride() floats each. x [batch, inputs,
+// height, width] to y [batch, outputs, ...], which is added to if `add`.
+struct Convolutions {
+  Convolution shape;
+  std::span<const float* const> x;
+  const float* transformed;
+  std::span<float* const> y;  // one, unless there is one x
+  bool add;
+};
+void convolve(const Convolutions& problem, const Executor& executor, Isa isa = best_isa());
 
-// Room that weight_gradient needs, in floats.
-int64_t weight_gradient_scratch(const Convolution& shape);
-// The gradient of the weight from that of the output.
-void weight_gradient(const Convolution& shape, const float* x, const float* grad, float* scratch,
-                     float* towards_weight, const Executor& executor, Isa isa = best_isa());
+// Gradients of the weights of convolutions of one input, from those of their outputs.
+struct WeightGradients {
+  Convolution shape;
+  const float* x;
+  std::span<const float* const> grads;
+  float* scratch;
+  std::span<float* const> towards_weights;
+};
+// Room that it needs, in floats.
+int64_t weight_gradient_scratch(const Convolution& shape, int64_t count);
+void weight_gradients(const WeightGradients& problem, const Executor& executor,
+                      Isa isa = best_isa());
 
 }  // namespace qcompile

@@ -11,28 +11,41 @@ struct Case {
   explicit Case(const Convolution& shape)
       : shape(shape),
         x(normal_values(shape.batch * shape.inputs * shape.height * shape.width, 1)),
-        weight(normal_values(9 * shape.inputs * shape.outputs, 2)),
-        grad(normal_values(
-            shape.batch * shape.outputs * shape.output_height() * shape.output_width(), 3)),
-        y(grad.size()),
-        towards_x(x.size(), 0.5f),
-        towards_weight(weight.size()) {}
+        towards_x(x.size(), 0.5f) {
+    const int64_t size = shape.batch * shape.outputs * shape.output_height() * shape.output_width();
+    for (unsigned i = 0; i < 2; ++i) {
+      weight[i] = normal_values(9 * shape.inputs * shape.outputs, 2 + i);
+      grad[i] = normal_values(size, 4 + i);
+      y[i].resize(grad[i].size());
+      towards_weight[i].resize(weight[i].size());
+    }
+  }
 
+  // Two convolutions of one input at once, whose gradients of the input are added up.
   void compute(const Executor& executor, Isa isa) {
-    std::vector<float> transformed(static_cast<size_t>(kPlaces * shape.place_stride()));
-    transform_weights(shape, weight.data(), transformed.data(), executor);
-    convolve(shape, x.data(), transformed.data(), false, y.data(), executor, isa);
+    const int64_t apart = kPlaces * shape.place_stride();
+    std::vector<float> transformed(static_cast<size_t>(2 * apart));
+    for (int i = 0; i < 2; ++i) {
+      transform_weights(shape, weight[i].data(), transformed.data() + i * apart, executor);
+    }
+    const float* const from[] = {x.data()};
+    float* const to[] = {y[0].data(), y[1].data()};
+    convolve({shape, from, transformed.data(), to, false}, executor, isa);
     const Convolution back{.batch = shape.batch,
                            .inputs = shape.outputs,
                            .outputs = shape.inputs,
                            .height = shape.output_height(),
                            .width = shape.output_width(),
                            .padding = 2 - shape.padding};
-    transform_weights_back(shape, weight.data(), transformed.data(), executor);
-    convolve(back, grad.data(), transformed.data(), true, towards_x.data(), executor, isa);
-    std::vector<float> scratch(static_cast<size_t>(weight_gradient_scratch(shape)));
-    weight_gradient(shape, x.data(), grad.data(), scratch.data(), towards_weight.data(), executor,
-                    isa);
+    for (int i = 0; i < 2; ++i) {
+      transform_weights_back(shape, weight[i].data(), transformed.data() + i * apart, executor);
+    }
+    const float* const grads[] = {grad[0].data(), grad[1].data()};
+    float* const total[] = {towards_x.data()};
+    convolve({back, grads, transformed.data(), total, true}, executor, isa);
+    std::vector<float> scratch(static_cast<size_t>(weight_gradient_scratch(shape, 2)));
+    float* const weights[] = {towards_weight[0].data(), towards_weight[1].data()};
+    weight_gradients({shape, x.data(), grads, scratch.data(), weights}, executor, isa);
   }
 
   // Calls body(place in x, in the weight, in y) for each product.
@@ -57,7 +70,8 @@ struct Case {
   }
 
   Convolution shape;
-  std::vector<float> x, weight, grad, y, towards_x, towards_weight;
+  std::vector<float> x, towards_x;
+  std::vector<float> weight[2], grad[2], y[2], towards_weight[2];
 };
 
 void expect_close(const std::vector<float>& got, const std::vector<double>& expected) {
@@ -69,20 +83,27 @@ void expect_close(const std::vector<float>& got, const std::vector<double>& expe
 void test_convolution(const Convolution& shape) {
   Case found(shape);
   found.compute(SerialExecutor(), best_isa());
-  std::vector<double> y(found.y.size()), x(found.x.size(), 0.5), weight(found.weight.size());
-  found.for_products([&](int64_t from, int64_t tap, int64_t to) {
-    y[to] += double{found.x[from]} * found.weight[tap];
-    x[from] += double{found.grad[to]} * found.weight[tap];
-    weight[tap] += double{found.grad[to]} * found.x[from];
-  });
-  expect_close(found.y, y);
+  std::vector<double> x(found.x.size(), 0.5);
+  for (int i = 0; i < 2; ++i) {
+    std::vector<double> y(found.y[i].size()), weight(found.weight[i].size());
+    found.for_products([&](int64_t from, int64_t tap, int64_t to) {
+      y[to] += double{found.x[from]} * found.weight[i][tap];
+      x[from] += double{found.grad[i][to]} * found.weight[i][tap];
+      weight[tap] += double{found.grad[i][to]} * found.x[from];
+    });
+    expect_close(found.y[i], y);
+    expect_close(found.towards_weight[i], weight);
+  }
   expect_close(found.towards_x, x);
-  expect_close(found.towards_weight, weight);
   const auto same = [&](const Executor& executor, Isa isa) {
     Case other(shape);
     other.compute(executor, isa);
-    return other.y == found.y && other.towards_x == found.towards_x &&
-           other.towards_weight == found.towards_weight;
+    bool equal = other.towards_x == found.towards_x;
+    for (int i = 0; i < 2; ++i) {
+      equal =
+          equal && other.y[i] == found.y[i] && other.towards_weight[i] == found.towards_weight[i];
+    }
+    return equal;
   };
   for (Isa isa : supported_isas()) EXPECT(same(SerialExecutor(), isa));
   EXPECT(same(ThreadExecutor(3), best_isa()));
