@@ -93,11 +93,11 @@ void CellScan::list_alone(const std::vector<Visit>& visits) {
 }
 
 void CellScan::list_cell(const Visit& visit) {
-  const int32_t end = index_->first_block(visit.cell + 1);
-  for (int32_t b = index_->first_block(visit.cell); b < end; ++b) {
-    list_.push_back(b);
-    bases_.push_back(visit.score);
-  }
+  const int32_t first = index_->first_block(visit.cell);
+  const size_t at = list_.size();
+  list_.resize(at + static_cast<size_t>(index_->first_block(visit.cell + 1) - first));
+  std::iota(list_.begin() + static_cast<std::ptrdiff_t>(at), list_.end(), first);
+  bases_.resize(list_.size(), visit.score);
 }
 
 BlockList CellScan::piece(const Part& part, int64_t at, int64_t most) const {

@@ -122,15 +122,12 @@ void CellIndex::take_packed(const Executor& executor) {
 }
 
 void CellIndex::take_codes() {
-  code_terms_.resize(static_cast<size_t>(arrays_.blocks));
+  code_biases_.resize(static_cast<size_t>(arrays_.blocks));
   for (int64_t cell = 0; cell < cells(); ++cell) {
     for (int64_t place = int64_t{arrays_.offsets[cell]} * kBlockRows;
          place < int64_t{arrays_.offsets[cell + 1]} * kBlockRows; ++place) {
       const int32_t id = arrays_.row_ids[place];
-      CodeTerms& terms = code_terms_[static_cast<size_t>(place / kBlockRows)];
-      const int64_t lane = place % kBlockRows;
-      terms.scale[lane] = id < 0 ? 0 : arrays_.scale[place];
-      terms.bias[lane] =
+      code_biases_[static_cast<size_t>(place / kBlockRows)].of[place % kBlockRows] =
           id < 0 ? -kInfinity : std::max(dense_.bias[id] - arrays_.cell_bias[cell], kLowest);
     }
   }

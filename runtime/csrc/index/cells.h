@@ -50,8 +50,8 @@ class CellIndex {
   bool coded() const { return arrays_.codes != nullptr; }
   PackedBlocks rows() const { return {arrays_.packed, row_terms_.data(), steps()}; }
   CodedBlocks codes() const {
-    return {arrays_.codes, code_terms_.data(), code_step_count(dense_.depth, arrays_.bits),
-            arrays_.bits};
+    return {arrays_.codes, arrays_.scale, code_biases_.data(),
+            code_step_count(dense_.depth, arrays_.bits), arrays_.bits};
   }
   PackedBlocks centroids() const { return {arrays_.centroids, centroid_terms_.data(), steps()}; }
   int64_t groups() const { return arrays_.groups; }
@@ -88,7 +88,7 @@ class CellIndex {
   Dense dense_;
   CellArrays arrays_;
   std::vector<BlockTerms> row_terms_;
-  std::vector<CodeTerms> code_terms_;
+  std::vector<BlockBiases> code_biases_;
   std::vector<BlockTerms> centroid_terms_;
   std::vector<BlockTerms> group_terms_;
   std::vector<int32_t> sizes_;

@@ -17,7 +17,8 @@ void code_scores_scalar(const CodedBlocks& blocks, const BlockList& list, const 
     const auto* x = reinterpret_cast<const int8_t*>(query->values);
     for (int64_t i = 0; i < list.count; ++i) {
       const uint8_t* rows = blocks.block(list[i]);
-      const CodeTerms& terms = blocks.terms[list[i]];
+      const float* scale = blocks.scale + int64_t{list[i]} * kBlockRows;
+      const float* bias = blocks.bias[list[i]].of;
       float* out = query->scores + i * kBlockRows;
       for (int lane = 0; lane < kBlockRows; ++lane) {
         int32_t sum = 0;
@@ -27,8 +28,8 @@ void code_scores_scalar(const CodedBlocks& blocks, const BlockList& list, const 
           sum += (byte >> (step % each * blocks.bits) & (levels - 1)) * x[at];
         }
         const int32_t dot = 2 * sum - (levels - 1) * query->sum;
-        const float product = static_cast<float>(dot) * (terms.scale[lane] * query->scale);
-        out[lane] = product + terms.bias[lane] + query->bases[i * query->base_step];
+        const float product = static_cast<float>(dot) * (scale[lane] * query->scale);
+        out[lane] = product + bias[lane] + query->bases[i * query->base_step];
       }
     }
   }

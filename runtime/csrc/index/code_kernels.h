@@ -9,15 +9,15 @@
 
 namespace qcompile {
 
-// What a score needs of 16 rows, besides their codes.
-struct alignas(64) CodeTerms {
-  float scale[kBlockRows];
-  float bias[kBlockRows];  // without that of the cell
+// Of 16 rows, without that of their cell.
+struct alignas(64) BlockBiases {
+  float of[kBlockRows];
 };
 
 struct CodedBlocks {
   const uint8_t* codes = nullptr;  // [blocks, steps, 16, 4]
-  const CodeTerms* terms = nullptr;
+  const float* scale = nullptr;    // [blocks * 16]
+  const BlockBiases* bias = nullptr;
   int64_t steps = 0;
   int64_t bits = 2;
 

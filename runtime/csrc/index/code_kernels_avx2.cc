@@ -27,13 +27,12 @@ QC_AVX2 inline __m256i multiply_add(__m256i sums, __m256i codes, const int8_t* x
   return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-QC_AVX2 inline void store_scores(__m256i dots, const CodeTerms& terms, int lane, float query_scale,
-                                 float base, float* out) {
-  const __m256 scale =
-      _mm256_mul_ps(_mm256_load_ps(terms.scale + lane), _mm256_set1_ps(query_scale));
+QC_AVX2 inline void store_scores(__m256i dots, const float* scales, const float* biases,
+                                 float query_scale, float base, float* out) {
+  const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(scales), _mm256_set1_ps(query_scale));
   const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scale);
-  const __m256 score = _mm256_add_ps(product, _mm256_load_ps(terms.bias + lane));
-  _mm256_storeu_ps(out + lane, _mm256_add_ps(score, _mm256_set1_ps(base)));
+  const __m256 score = _mm256_add_ps(product, _mm256_load_ps(biases));
+  _mm256_storeu_ps(out, _mm256_add_ps(score, _mm256_set1_ps(base)));
 }
 
 template <int kBits>
@@ -42,7 +41,8 @@ QC_AVX2 void scores_of(const CodedBlocks& blocks, const BlockList& list, const C
   constexpr int kStepDepth = 8 / kBits * kBlockDepth;
   for (int64_t i = 0; i < list.count; ++i) {
     const uint8_t* rows = blocks.block(list[i]);
-    const CodeTerms& terms = blocks.terms[list[i]];
+    const float* scale = blocks.scale + int64_t{list[i]} * kBlockRows;
+    const float* bias = blocks.bias[list[i]].of;
     for (const CellQuery* query = queries; query != queries + count; ++query) {
       const auto* x = reinterpret_cast<const int8_t*>(query->values);
       __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
@@ -54,10 +54,10 @@ QC_AVX2 void scores_of(const CodedBlocks& blocks, const BlockList& list, const C
       const __m256i offset = _mm256_set1_epi32(((1 << kBits) - 1) * query->sum);
       const float base = query->bases[i * query->base_step];
       float* out = query->scores + i * kBlockRows;
-      store_scores(_mm256_sub_epi32(_mm256_add_epi32(low, low), offset), terms, 0, query->scale,
+      store_scores(_mm256_sub_epi32(_mm256_add_epi32(low, low), offset), scale, bias, query->scale,
                    base, out);
-      store_scores(_mm256_sub_epi32(_mm256_add_epi32(high, high), offset), terms, 8, query->scale,
-                   base, out);
+      store_scores(_mm256_sub_epi32(_mm256_add_epi32(high, high), offset), scale + 8, bias + 8,
+                   query->scale, base, out + 8);
     }
   }
 }

@@ -14,12 +14,13 @@ QC_AVX512 inline __m512i broadcast(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
-QC_AVX512 inline void store_scores(__m512i sums, const CodeTerms& terms, int32_t offset,
-                                   float query_scale, float base, float* out) {
+QC_AVX512 inline void store_scores(__m512i sums, const CodedBlocks& blocks, int64_t block,
+                                   int32_t offset, float query_scale, float base, float* out) {
   const __m512i dots = _mm512_sub_epi32(_mm512_add_epi32(sums, sums), _mm512_set1_epi32(offset));
-  const __m512 scale = _mm512_mul_ps(_mm512_load_ps(terms.scale), _mm512_set1_ps(query_scale));
+  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(blocks.scale + block * kBlockRows),
+                                     _mm512_set1_ps(query_scale));
   const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale);
-  const __m512 score = _mm512_add_ps(product, _mm512_load_ps(terms.bias));
+  const __m512 score = _mm512_add_ps(product, _mm512_load_ps(blocks.bias[block].of));
   _mm512_storeu_ps(out, _mm512_add_ps(score, _mm512_set1_ps(base)));
 }
 
@@ -39,8 +40,8 @@ QC_AVX512 void tile_of(const CodedBlocks& blocks, const BlockList& list, int64_t
     const int32_t ahead = list[at + kBlocks + b < list.known() ? at + kBlocks + b : at + b];
     rows[b] = blocks.block(list[at + b]);
     next[b] = blocks.block(ahead);
-    __builtin_prefetch(blocks.terms[ahead].scale);
-    __builtin_prefetch(blocks.terms[ahead].bias);
+    __builtin_prefetch(blocks.scale + int64_t{ahead} * kBlockRows);
+    __builtin_prefetch(blocks.bias[ahead].of);
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
 #pragma GCC unroll 4
@@ -87,7 +88,7 @@ QC_AVX512 void tile_of(const CodedBlocks& blocks, const BlockList& list, int64_t
         sum = _mm512_add_epi32(sum,
                                _mm512_srai_epi32(sums[q][b][s], static_cast<unsigned>(s * kBits)));
       }
-      store_scores(sum, blocks.terms[list[at + b]], ((1 << kBits) - 1) * query.sum, query.scale,
+      store_scores(sum, blocks, list[at + b], ((1 << kBits) - 1) * query.sum, query.scale,
                    query.bases[(at + b) * query.base_step], query.scores + (at + b) * kBlockRows);
     }
   }
