@@ -10,6 +10,7 @@ there.
     python benchmarks/triton_quadratic.py [--quick] [--only GLOB] [--json FILE]
     python benchmarks/triton_quadratic.py --check   # the checks alone; without a GPU in Triton's
                                                     # interpreter, at small sizes
+    python benchmarks/triton_quadratic.py --predict # what a model of an H100 and an H200 says
 
 FILE is written after each call, and keeps what it has of calls that are not made, so that --only
 'linear * forward' and the like can divide the work. Without a GPU nothing is measured and nothing
@@ -153,6 +154,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="calls timed of each contestant")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--check", action="store_true", help="compare with float64 and stop")
+    parser.add_argument("--predict", action="store_true", help="print what a model says and stop")
     parser.add_argument("--interpreted", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
@@ -183,6 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
     if options.interpreted:
         return 0 if check("cpu") else 1
+    if options.predict:
+        from gpu.prediction import show_predictions
+
+        show_predictions()
+        return 0
     if not torch.cuda.is_available():
         if options.check:
             return check_in_interpreter()

@@ -47,7 +47,7 @@ SQUARE = {
     "power": lambda z: torch.pow(z, 2),
     "method": lambda z: z.pow(2.0),
 }
-LAYERS = ("module", "sequential", "function", "chunk", "split", "slice")
+LAYERS = ("module", "sequential", "function", "matmul", "named matmul", "chunk", "split", "slice")
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,20 @@ class Product(nn.Module):
         layer = nn.Linear(5, 7, self.spelling.bias)
         if self.spelling.layers == "sequential":
             layer = nn.Sequential(nn.Identity(), layer)
-        if self.spelling.layers == "function":
+        if self.spelling.layers in ("function", "matmul", "named matmul"):
+            if self.spelling.layers != "function":
+                layer.weight = nn.Parameter(layer.weight.detach().t().contiguous())
             self.register_parameter(f"w_{letter}", layer.weight)
             self.register_parameter(f"b_{letter}", layer.bias)
         else:
             self.add_module(letter, layer)
 
     def _call(self, letter: str, x: torch.Tensor) -> torch.Tensor:
+        if self.spelling.layers in ("matmul", "named matmul"):
+            weight, bias = getattr(self, f"w_{letter}"), getattr(self, f"b_{letter}")
+            if self.spelling.layers == "named matmul" and bias is not None:
+                return torch.add(bias, torch.matmul(x, weight))
+            return x @ weight if bias is None else x @ weight + bias
         if self.spelling.layers != "function":
             return getattr(self, letter)(x)
         return F.linear(x, getattr(self, f"w_{letter}"), getattr(self, f"b_{letter}"))

@@ -73,7 +73,7 @@ def _layers(device: str, shape: tuple[int, int, int]) -> Iterator[Check]:
 
 
 def _linear(case: LinearCase, activation: str, device: str) -> Iterator[Check]:
-    """Compare each way of computing a layer; in the interpreter two tiles and both engines."""
+    """Compare each way of computing a layer; in the interpreter each engine with a tile."""
     given = tensors(case, device)
     options = (case.form, case.gate, activation)
     grad = torch.randn(case.rows, case.outputs, device=device, dtype=case.dtype)
@@ -81,8 +81,8 @@ def _linear(case: LinearCase, activation: str, device: str) -> Iterator[Check]:
     every = paths(problem, True)
     if device != "cuda":
         fused = [name for name in every if name.startswith("fused")]
-        own, library = ([name for name in fused if name.endswith(x)] for x in ("own", "library"))
-        every = ["concat", own[-1], library[0]]
+        tiles = {name.rpartition("/")[2]: name for name in fused}
+        every = ["apart", "concat", *tiles.values()]
     found = {name: launched(problem, given, grad, name) for name in every}
     if device == "cuda":
         found["as chosen"] = _by_operator(given, options, grad)

@@ -45,6 +45,6 @@ def launched(
 ) -> dict[str, Tensor]:
     """Launch the kernels of one way directly, and return the output and every gradient."""
     strategy = Strategy.parse(path)
-    y, *kept = forward(problem, strategy, True)
+    y, kept = forward(problem, strategy, True)
     needs = frozenset(name for name, t in zip(NAMES, given, strict=True) if t is not None)
-    return {"y": y, **backward(problem, grad, (kept[0], kept[1]), strategy, needs)}
+    return {"y": y, **backward(problem, grad, kept, strategy, needs)}

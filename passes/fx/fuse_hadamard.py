@@ -257,6 +257,8 @@ def _put_call(graph: fx.Graph, site: Site, source: fx.Node) -> fx.Node:
         if branch is None or not name:
             return None
         tensor = graph.get_attr(name)
+        if branch.turned and attribute == "weight":
+            tensor = graph.call_method("t", (tensor,))
         if branch.rows == (0, branch.height):
             return tensor
         return graph.call_function(operator.getitem, (tensor, slice(*branch.rows)))

@@ -217,6 +217,9 @@ class _Finder:
         source = self._square(branch.source) if branch else None
         if branch is None or source is None or branch.source in self._taken:
             return None
+        user = _only_user(node)
+        if user is not None and isinstance(self._branches.at(user), Branch):
+            return None  # with a bias, of which the user's turn comes
         nodes = frozenset({*branch.nodes, branch.source})
         site = Site("T2", "none", "none", (branch,), source, node, nodes)
         reason = self._obstacle(site)

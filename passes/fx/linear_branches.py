@@ -1,8 +1,8 @@
 """What linear layers compute in a graph, whichever way they are written.
 
-A branch is the value of an ``nn.Linear`` or of ``F.linear`` with parameters, or some of its columns
-where one layer computes several branches that are split afterwards. A factor is a branch with the
-activation behind it.
+A branch is the value of an ``nn.Linear``, of ``F.linear`` or of a matrix product with parameters,
+or some of its columns where one layer computes several branches that are split afterwards. A factor
+is a branch with the activation behind it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((operator.pow, torch.pow, _ATEN.pow.Tensor_Scalar), "pow"),
     **dict.fromkeys((torch.square, _ATEN.square.default), "square"),
     **dict.fromkeys((F.linear, _ATEN.linear.default), "linear"),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), "matmul"),
+    **dict.fromkeys((_ATEN.matmul.default, _ATEN.mm.default), "matmul"),
+    **dict.fromkeys((torch.addmm, _ATEN.addmm.default), "addmm"),
     **dict.fromkeys((torch.chunk, _ATEN.chunk.default), "chunk"),
     **dict.fromkeys((torch.split, _ATEN.split.Tensor, _ATEN.split_with_sizes.default), "split"),
     **dict.fromkeys((F.dropout, _ATEN.dropout.default), "dropout"),
@@ -43,8 +46,8 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.tanh, torch.tanh, _ATEN.tanh.default), "tanh"),
 }
 _METHODS = frozenset(
-    {"add", "chunk", "dropout", "float", "half", "mul", "multiply", "pow", "relu", "sigmoid"}
-    | {"split", "square", "tanh", "to", "type"}
+    {"add", "chunk", "dropout", "float", "half", "matmul", "mm", "mul", "multiply", "pow", "relu"}
+    | {"sigmoid", "split", "square", "tanh", "to", "type"}
 )
 _MODULES: dict[type[nn.Module], str] = {
     nn.Dropout: "dropout",
@@ -79,7 +82,7 @@ def operation(module: nn.Module, node: fx.Node) -> str:
         return f"{name}_tanh" if name == "gelu" and child.approximate == "tanh" else name
     if node.op == "call_method":
         name = str(node.target).rstrip("_")
-        return {"multiply": "mul"}.get(name, name) if name in _METHODS else ""
+        return {"multiply": "mul", "mm": "matmul"}.get(name, name) if name in _METHODS else ""
     name = _FUNCTIONS.get(node.target, "") if node.op == "call_function" else ""
     tanh = name == "gelu" and argument(node, 1, "approximate", "none") == "tanh"
     return "gelu_tanh" if tanh else name
@@ -98,6 +101,7 @@ class Branch:
         value: the node.
         source: what is multiplied with the weight.
         weight: qualified name of the parameter [outputs, inputs], within the module.
+        turned: whether it is [inputs, outputs].
         bias: likewise, [outputs], or empty.
         rows: of weight and bias, from and to.
         height: rows that the weight has.
@@ -115,6 +119,7 @@ class Branch:
     kind: tuple[torch.dtype, torch.device]
     nodes: tuple[fx.Node, ...]
     label: str
+    turned: bool = False
 
     @property
     def outputs(self) -> int:
@@ -124,7 +129,7 @@ class Branch:
     @property
     def computes(self) -> tuple[Any, ...]:
         """What two branches have in common that compute the same."""
-        return self.source, self.weight, self.bias, self.rows
+        return self.source, self.weight, self.turned, self.bias, self.rows
 
     def part(self, value: fx.Node, rows: tuple[int, int], *nodes: fx.Node) -> Branch:
         """Return some columns; ``nodes`` pick them out."""
@@ -172,6 +177,8 @@ class Branches:
         kind = operation(self.module, node)
         if kind == "linear":
             return self._of_function(node)
+        if kind in ("matmul", "addmm", "add"):
+            return self._of_matmul(node, kind)
         return self._column_block(node) if kind == "getitem" else None
 
     def factor(self, node: Any) -> Factor | None:
@@ -235,11 +242,56 @@ class Branches:
             return Factor(weight, reason=f"{weight} is of a tensor class of its own")
         return self._branch(node, tensor, weight, bias, weight)
 
+    def _of_matmul(self, node: fx.Node, kind: str) -> Branch | Factor | None:
+        """Read x @ W, with W [inputs, outputs], and b + x @ W."""
+        if kind == "add":
+            return self._with_bias(node)
+        scaled = any(argument(node, 5, name, 1) != 1 for name in ("alpha", "beta"))
+        first = 1 if kind == "addmm" else 0
+        weight = self._parameter(argument(node, first + 1, "mat2" if first else "other"))
+        if weight is None or node.kwargs.get("out") is not None or scaled:
+            return None
+        tensor = self.module.get_parameter(weight)
+        if tensor.dim() != 2 or is_traceable_wrapper_subclass(tensor):
+            return None
+        source = argument(node, first, "mat1" if first else "input")
+        branch = self._branch(node, tensor.t(), weight, "", weight, source)
+        if branch is None or not first:
+            return branch and replace(branch, turned=True)
+        return self._biased(replace(branch, turned=True), argument(node, 0, "input"), node)
+
+    def _with_bias(self, node: fx.Node) -> Branch | None:
+        operands = argument(node, 0, "input"), argument(node, 1, "other")
+        if argument(node, 2, "alpha", 1) != 1 or node.kwargs.get("out") is not None:
+            return None
+        for product, bias in (operands, operands[::-1]):
+            if isinstance(product, fx.Node) and operation(self.module, product) == "matmul":
+                found = self._of_matmul(product, "matmul")
+                if isinstance(found, Branch):
+                    return self._biased(found, bias, node)
+        return None
+
+    def _biased(self, branch: Branch, bias: Any, node: fx.Node) -> Branch | None:
+        name = self._parameter(bias)
+        tensor = None if name is None else self.module.get_parameter(name)
+        if tensor is None or tensor.shape != (branch.height,):
+            return None
+        if (tensor.dtype, tensor.device) != branch.kind:  # torch would promote
+            return None
+        nodes = branch.nodes if node in branch.nodes else (*branch.nodes, node)
+        return replace(branch, value=node, bias=name or "", nodes=nodes)
+
     def _branch(
-        self, node: fx.Node, tensor: torch.Tensor, weight: str, bias: str, label: str
+        self,
+        node: fx.Node,
+        tensor: torch.Tensor,
+        weight: str,
+        bias: str,
+        label: str,
+        source: Any = None,
     ) -> Branch | None:
         nodes = [node]
-        source = argument(node, 0, "input")
+        source = argument(node, 0, "input") if source is None else source
         while isinstance(source, fx.Node) and self._step(source) == ("", ""):
             nodes.append(source)  # nn.Identity
             source = argument(source, 0, "input")

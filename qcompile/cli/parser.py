@@ -217,6 +217,12 @@ def _add_transform(commands) -> None:
     _add_quadratic(parser)
     _add_memory_levels(parser)
     parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="compute products of linear layers, such as gated layers, by one operator each, which "
+        "has kernels on GPUs",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",

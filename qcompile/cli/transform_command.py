@@ -24,10 +24,11 @@ def run(options: argparse.Namespace) -> int:
     """Transform and print the report; status 1 where nothing was rewritten."""
     quadratic, sparse_output = quadratic_option(options), sparse_option(options)
     memory = memory_option(options)
-    if quadratic is None and sparse_output is None and memory != "auto":
+    nothing = quadratic is None and sparse_output is None and memory != "auto"
+    if nothing and not options.fuse:
         raise ConfigurationError(
-            "nothing to do: give --quadratic FORM, --sparse-output or both, or --memory auto for a "
-            "model that is quadratic already."
+            "nothing to do: give --quadratic FORM, --sparse-output or both, --fuse for products of "
+            "linear layers, or --memory auto for a model that is quadratic already."
         )
     output = Path(options.output) if options.output else None
     if output is not None and output.suffix not in _ENDINGS:
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
             sparse_output=sparse_output,
             memory=memory,
             memory_budget=options.memory_budget,
+            fuse=options.fuse,
             example_inputs=inputs,
             strict=options.strict,
             inplace=True,

@@ -11,7 +11,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import triton_quadratic
-from gpu import checks, elementwise, linear, networks
+from gpu import checks, elementwise, linear, networks, prediction
 from gpu.roofline import Ceilings, Work, measure_ceilings
 from gpu.table import FORWARD, TRAINING, bars, rows_of, show
 from gpu.timing import Result, race
@@ -283,6 +283,30 @@ def test_a_run_records_call_by_call(tmp_path, monkeypatch, capsys):
     assert all(not bar["ok"] for bar in document["bars"])  # there is no torch.compile
     assert triton_quadratic.run(triton_quadratic.parsed(["--only", "conv*"])) == 2
     assert "linear Quadra 8x3x4 forward" in capsys.readouterr().err
+
+
+def test_predictions_count_bytes_and_operations(capsys):
+    # A billion operations or bytes a millisecond; one product takes 2 · 10 · 20 · 30 operations.
+    case, slow = linear.LinearCase(10, 20, 30, "Quadra"), Ceilings(1e9, 1e3)
+    product = 12.0
+    found = prediction.predicted(case, True, slow)
+    own = prediction.OWN_SHARE
+    assert found["torch.compile"] == pytest.approx(9 * product, rel=1e-3)
+    assert found["library"] == pytest.approx(6 * product + 5 * product / own, rel=1e-3)
+    assert found["kept"] == pytest.approx(9 * product / own, rel=1e-3)
+    assert found["narrow"] == pytest.approx(13 * product / own, rel=1e-3)
+    assert found["floor"] == pytest.approx(9 * product, rel=1e-3)
+    x, y = 2 * 10 * 20, 2 * 10 * 30  # bytes
+    found = prediction.predicted(case, False, Ceilings(1.0, 1e9))
+    assert found["torch.compile"] == 3 * x + 7 * y
+    assert found["kept"] == found["narrow"] == found["library"] == x + y
+    found = prediction.predicted(case, True, Ceilings(1.0, 1e9))
+    assert found["torch.compile"] == (3 * x + 7 * y) + 5 * y + (5 * x + 3 * y) + (3 * x + 3 * y)
+    assert found["kept"] == 3 * x + 9 * y
+    assert found["narrow"] == 4 * x + 3 * y
+    assert "narrow" not in prediction.predicted(linear.LinearCase(1, 129, 1), True, slow)
+    assert triton_quadratic.main(["--predict"]) == 0
+    assert "predicted, not measured" in capsys.readouterr().out
 
 
 def test_what_is_printed(capsys):

@@ -30,6 +30,16 @@ def images():
         layers += [torch.nn.Conv2d(channels, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers)
 
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = torch.nn.Linear(8, 6), torch.nn.Linear(8, 6)
+
+    def forward(self, x):
+        return torch.sigmoid(self.gate(x)) * self.up(x)
+
+gated = Gated
+
 def not_a_module():
     return 7
 """
@@ -235,6 +245,18 @@ def test_transform_saves_weights_program_and_onnx(folder, qcompile):
     hidden = torch.randn(4, 8)
     program = torch.export.load(folder / "net.pt2").module()
     torch.testing.assert_close(program(hidden), networks.classifier()(hidden))
+
+
+def test_transform_fuses_products_of_linear_layers(folder, qcompile):
+    done = qcompile("transform", "networks:gated", "--fuse", "--input", "4x8", "--json")
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["entries"]
+    assert (entry["pass_name"], entry["status"]) == ("fuse", "rewritten")
+    nothing = qcompile("transform", "networks:classifier", "--fuse")
+    assert nothing.returncode == 1
+    assert "0 rewritten" in nothing.stdout
+    without = qcompile("transform", "networks:gated")
+    assert "--fuse" in without.stderr
 
 
 def test_transform_that_changes_nothing_is_status_1(folder, qcompile):

@@ -14,6 +14,7 @@ import qcompile
 from qcompile.config import FORMS
 from qcompile.nn import QuadraticBlock, QuadraticLinear
 from qcompile.passes.fx.fuse_hadamard import FuseHadamard
+from qcompile.triton_kernels.quadratic_linear.op import quadratic_linear
 
 FUSIBLE = ("T2", "T3", "T4", "T2_4", "Quadra")
 spellings = st.builds(
@@ -245,6 +246,62 @@ def test_what_belongs_to_a_product(code, form):
     assert [call["form"] for call in fused_calls(fused)] == [form]
     x = torch.randn(3, 4, dtype=torch.float64)
     torch.testing.assert_close(fused(x), model(x))
+
+
+class Multiplied(nn.Module):
+    """Parameters [inputs, outputs] and whatever a test does with them."""
+
+    def __init__(self, code, bias=torch.float32):
+        super().__init__()
+        self.A, self.B = (nn.Parameter(torch.randn(4, 6)) for _ in range(2))
+        self.b = nn.Parameter(torch.randn(6, dtype=bias))
+        self.code = code
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+@pytest.mark.parametrize(
+    ("code", "biases"),
+    [
+        (lambda m, x: torch.addmm(m.b, x, m.A).relu() * torch.mm(x, m.B), 1),
+        (lambda m, x: (m.b + x.matmul(m.A)) * (x @ m.B + m.b), 2),
+        (lambda m, x: ((x * x) @ m.A + m.b).tanh(), 1),
+        (lambda m, x: (x @ m.A) * (x @ m.B) + (x @ m.A + m.b), 1),
+        (lambda m, x: (x @ m.A).add_(m.b) * (x @ m.B), 1),
+    ],
+)
+def test_products_with_parameters(code, biases):
+    model = Multiplied(code)
+    fused, report = fuse(model)
+    assert len(report.rewritten) == 1
+    calls = [n for n in fx.symbolic_trace(fused).graph.nodes if n.target is quadratic_linear]
+    assert len(calls) == 1
+    assert sum(argument is not None for argument in calls[0].args[4:]) == biases
+    agree(model, fused, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda m, x: torch.addmm(m.b, x, m.A, beta=2) * (x @ m.B),
+        lambda m, x: (x @ torch.ones(4, 6)) * (x @ m.B),
+        lambda m, x: (m.A @ m.B.t()) * (x @ x.t()).sum(),
+        lambda m, x: (x @ m.A) * m.b,
+    ],
+)
+def test_products_with_other_matrices_stay(code):
+    model = Multiplied(code)
+    fused, report = fuse(model)
+    assert not report.rewritten
+    assert torch.equal(fused(X := torch.randn(3, 4)), model(X))
+
+
+def test_a_bias_of_another_type_is_added_behind():
+    model = Multiplied(lambda m, x: (x @ m.A + m.b) * (x @ m.B), torch.float64)
+    fused, report = fuse(model)
+    assert not report.rewritten
+    assert fused(torch.randn(3, 4)).dtype == torch.float64
 
 
 def test_several_products_of_one_forward():

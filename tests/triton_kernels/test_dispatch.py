@@ -16,6 +16,7 @@ from qcompile.triton_kernels.quadratic_linear.call import FUSED_DEPTH, Quadratic
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
 from qcompile.triton_kernels.quadratic_linear.problem import Problem
 from qcompile.triton_kernels.quadratic_linear.strategies import Strategy
+from qcompile.triton_kernels.quadratic_linear.tiles import NARROW
 
 
 def problem(rows=33, depth=16, columns=8, *, form="Quadra", dtype=torch.bfloat16, **more):
@@ -75,16 +76,30 @@ def test_plain_torch_is_kept_unless_another_is_clearly_faster():
         assert chooser.choose(call()) == wanted
 
 
-def test_in_training_only_the_best_tile_is_tried_with_own_products():
+@pytest.mark.parametrize("engine", ["kept", "narrow"])
+def test_in_training_only_the_best_tile_is_tried_with_own_products(engine):
     every = call(training=True).names()
     libraries = [name for name in every if name.endswith("/library")]
     best = libraries[1]
-    own = best.removesuffix("library") + "own"
+    own = best.removesuffix("library") + engine
     chooser, clock = dispatcher({best: 0.5, own: 0.4})
     assert chooser.choose(call(training=True)) == own
-    assert [name for name in clock.asked if name.endswith("/own")] == [own]
+    assert [name for name in clock.asked if name.endswith(f"/{engine}")] == [own]
     chooser, _ = dispatcher({best: 0.5, own: 0.6})
     assert chooser.choose(call(training=True)) == best
+
+
+def test_only_short_rows_of_half_precision_are_recomputed_beside_their_gradients():
+    def engines(**more):
+        names = QuadraticLinearCall(problem(**more), True).names()
+        return {name.rpartition("/")[2] for name in names if name.startswith("fused")}
+
+    assert engines(depth=NARROW) == {"library", "kept", "narrow"}
+    assert engines(depth=NARROW + 1) == {"library", "kept"}
+    assert engines(depth=NARROW, dtype=torch.float32) == {"library", "kept"}
+    training = QuadraticLinearCall(problem(depth=NARROW), True)
+    assert training.rule().endswith("/narrow")
+    assert QuadraticLinearCall(problem(depth=NARROW), False).rule().endswith("/library")
 
 
 def test_what_does_not_run_here_is_not_chosen():
@@ -145,7 +160,7 @@ def test_a_broken_file_is_as_good_as_none(tmp_path, text):
     assert "concat" in json.loads(path.read_text()).values()
 
 
-@pytest.mark.parametrize("name", ["fused/1x1x1x1/library", "fused/../../x/own", "rm", "concat/a"])
+@pytest.mark.parametrize("name", ["fused/1x1x1x1/library", "fused/../../x/kept", "rm", "concat/a"])
 def test_a_name_from_the_file_must_be_a_candidate(tmp_path, name):
     path = tmp_path / "choices.json"
     chooser, _ = dispatcher({"concat": 0.5}, path)
@@ -212,7 +227,7 @@ def test_strategies_have_names():
     for training in (False, True):
         for name in call(training=training).names():
             assert _name(Strategy.parse(name)) == name
-    for wrong in ("", "fused", "fused/64x64x64x8/both", "plain/own", "eager"):
+    for wrong in ("", "fused", "fused/64x64x64x8/both", "plain/kept", "eager"):
         with pytest.raises(ConfigurationError, match="no strategy"):
             Strategy.parse(wrong)
 

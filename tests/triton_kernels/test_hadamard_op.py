@@ -48,9 +48,7 @@ def arguments(form, constants="", layout="contiguous"):
     return given, (product, gate, activation, 1, outer)
 
 
-@pytest.mark.parametrize(
-    ("form", "constants"), zip(FORMS, ["", "", "scale shift", "", "shift"], strict=True), ids=str
-)
+@pytest.mark.parametrize(("form", "constants"), [(FORMS[1], ""), (FORMS[4], "shift")], ids=str)
 def test_operators_pass_opcheck(form, constants):
     given, options = arguments(form, constants, "channels_last")
     torch.library.opcheck(fused_epilogue, (*given, *options))

@@ -88,8 +88,8 @@ def test_equals_the_formula():
             torch.testing.assert_close(got, activating(gating(first) * second))
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_operators_pass_opcheck(case):
+def test_operators_pass_opcheck():
+    case = ("T2_4", "gelu", "tanh")  # has every branch, function and square
     given = arguments(case[0])
     torch.library.opcheck(fused_quadratic_linear, (*given, *case, "auto", True))
     grad = torch.randn(3, 2, 4, dtype=torch.float64)

@@ -18,14 +18,19 @@ from qcompile.triton_kernels.quadratic_linear.strategies import Strategy, backwa
 
 NEEDS = frozenset(["x", "weight_a", "weight_c", "bias_a"])
 LAUNCHES = {
-    "fused/64x64x64x8/own": [
-        {"y_ptr"},
-        {"towards_ptr", "sums_ptr"},
+    "fused/64x64x64x8/kept": [
+        {"y_ptr", "factors_ptr", "kept_added_ptr"},
         {"dx_ptr"},
-        {"first_ptr", "added_ptr"},
+        {"first_out_ptr", "added_out_ptr", "sums_ptr"},
+    ],
+    "fused/64x64x64x8/narrow": [
+        {"y_ptr"},
+        {"dx_ptr"},
+        {"first_out_ptr", "added_out_ptr", "sums_ptr"},
     ],
     "fused/128x64x64x8/library": [{"y_ptr"}, {"towards_ptr", "sums_ptr"}],
     "concat": [{"y_ptr"}, {"towards_ptr", "sums_ptr"}],
+    "apart": [{"y_ptr"}, {"towards_ptr", "sums_ptr"}],
     "plain": [],
 }
 """What each kernel of a forward and a backward pass writes to."""
@@ -44,8 +49,8 @@ def check(name: str) -> None:
     def run(x: Any, weight: Any, bias: Any) -> Any:
         weights, biases = dict.fromkeys("abc", weight), {"a": bias, "b": None, "c": bias}
         problem = Problem(x, weights, biases, "Quadra", "silu", "gelu")
-        y, *kept = forward(problem, strategy, True)
-        return y, backward(problem, y, (kept[0], kept[1]), strategy, NEEDS)
+        y, kept = forward(problem, strategy, True)
+        return y, backward(problem, y, kept, strategy, NEEDS)
 
     def empty(*size: int) -> Any:
         return torch.empty(*size, device="cuda", dtype=torch.bfloat16)

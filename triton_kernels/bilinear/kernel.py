@@ -55,7 +55,7 @@ def bilinear_kernel(
     """Store y [M, N], ``block_m`` rows and ``block_o`` outputs a program."""
     row = tl.program_id(0).to(tl.int64) * block_m + tl.arange(0, block_m)
     first = tl.program_id(1).to(tl.int64) * block_o
-    inner = tl.arange(0, block_k)
+    inner = tl.arange(0, block_k).to(tl.int64)
     x = load_rows(x_ptr, row, inner, rows, width, x_row, x_column, upcast)
     wide = x.to(tl.float32)
     slot = tl.arange(0, block_o)
@@ -102,7 +102,7 @@ def bilinear_input_kernel(
     part = tl.program_id(1).to(tl.int64)
     first = part * part_outputs
     count = tl.minimum(outputs - first, part_outputs)
-    inner = tl.arange(0, block_k)
+    inner = tl.arange(0, block_k).to(tl.int64)
     x = load_rows(x_ptr, row, inner, rows, width, x_row, x_column, upcast)
     exists = row < rows
     total = tl.zeros((block_m, block_k), dtype=tl.float32)
@@ -149,10 +149,11 @@ def bilinear_weight_kernel(
     begin = part * part_rows
     count = tl.minimum(rows - begin, part_rows)
     step = tl.arange(0, block_m)
-    inner = tl.arange(0, block_k)
+    inner = tl.arange(0, block_k).to(tl.int64)
     row = begin + step
     exists = inner < width
     total = tl.zeros((block_k, block_k), dtype=tl.float32)
+    far = tl.full((), block_m, tl.int64)
     x_ptrs = x_ptr + row[:, None] * x_row + inner[None, :] * x_column
     turned_ptrs = x_ptr + row[None, :] * x_row + inner[:, None] * x_column
     grad_ptrs = grad_ptr + row * grad_row + output * grad_column
@@ -162,9 +163,9 @@ def bilinear_weight_kernel(
         turned = load_matrix(turned_ptrs, exists[:, None] & within[None, :], upcast)
         grad = tl.load(grad_ptrs, mask=within, other=0.0).to(tl.float32)
         total = tl.dot(scaled(turned, grad[None, :]), x, total, input_precision=precision)
-        x_ptrs += block_m * x_row
-        turned_ptrs += block_m * x_row
-        grad_ptrs += block_m * grad_row
+        x_ptrs += far * x_row
+        turned_ptrs += far * x_row
+        grad_ptrs += far * grad_row
     mask = exists[:, None] & exists[None, :]
     dw_ptr += (part * outputs + output) * width * width
     dw_ptrs = dw_ptr + inner[:, None] * width + inner[None, :]

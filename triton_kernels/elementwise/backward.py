@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qcompile.triton_kernels.elementwise.arithmetic import activate_backward, towards_branches
 from qcompile.triton_kernels.elementwise.device import (
-    activate_backward,
     before_end,
     constants_of_branches,
     place,
@@ -21,7 +21,6 @@ from qcompile.triton_kernels.elementwise.device import (
     slot_of_c,
     slot_of_outer,
     through,
-    towards_branches,
     write,
 )
 from qcompile.triton_kernels.elementwise.launch import run, unspecialised

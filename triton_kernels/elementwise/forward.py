@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qcompile.triton_kernels.elementwise.arithmetic import activate
 from qcompile.triton_kernels.elementwise.device import (
-    activate,
     before_end,
     constants_of_branches,
     place,

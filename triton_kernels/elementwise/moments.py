@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qcompile.triton_kernels.elementwise.arithmetic import combine
 from qcompile.triton_kernels.elementwise.device import (
-    combine,
     constants_of_branches,
     over_channels,
     place,

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qcompile.triton_kernels.elementwise.arithmetic import activate_backward, towards_branches
 from qcompile.triton_kernels.elementwise.device import (
-    activate_backward,
     before_end,
     constant,
     constants_of_branches,
@@ -28,7 +28,6 @@ from qcompile.triton_kernels.elementwise.device import (
     slot_of_c,
     slot_of_outer,
     through,
-    towards_branches,
 )
 from qcompile.triton_kernels.elementwise.launch import chunked, run, unspecialised
 from qcompile.triton_kernels.elementwise.terms import Branches, Constants, Term

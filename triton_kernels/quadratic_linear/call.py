@@ -21,6 +21,7 @@ from qcompile.triton_kernels.quadratic_linear.strategies import (
     forward,
     tiles_of,
 )
+from qcompile.triton_kernels.quadratic_linear.tiles import is_narrow
 from qcompile.triton_kernels.tuning import precision
 
 FUSED_DEPTH = 512
@@ -60,27 +61,37 @@ class QuadraticLinearCall:
 
     def names(self) -> list[str]:
         """Return the names of the strategies."""
-        engines = ("library", "own") if self.training else ("library",)
+        engines = ["library", *self._own_engines()]
         names = (f"{tile.name}/{engine}" for tile in tiles_of(self.problem) for engine in engines)
-        return ["plain", "concat", *(f"fused/{name}" for name in names)]
+        return ["plain", "apart", "concat", *(f"fused/{name}" for name in names)]
+
+    def _own_engines(self) -> list[str]:
+        """Return those of kernels for the backward pass of a call."""
+        problem = self.problem
+        narrow = is_narrow(problem.dtype, hint(problem.x.shape[1]), problem.activation)
+        return ["kept", "narrow"][: 1 + narrow] if self.training else []
 
     def first(self) -> list[str]:
         """Return those that are measured first: each tile with library products."""
-        return [name for name in self.names() if not name.endswith("/own")]
+        return [name for name in self.names() if not name.endswith(("/kept", "/narrow"))]
 
     def then(self, seconds: dict[str, float]) -> list[str]:
         """Return the best tile with products of our own."""
         fused = [name for name in seconds if name.startswith("fused")]
-        if not self.training or not fused:
+        if not fused:
             return []
-        return [min(fused, key=seconds.__getitem__).removesuffix("library") + "own"]
+        best = min(fused, key=seconds.__getitem__).removesuffix("library")
+        return [best + engine for engine in self._own_engines()]
 
     def rule(self) -> str:
-        """Return a strategy by type and K alone."""
+        """Return a strategy by type, K and activation alone."""
         dtype, depth = self.problem.dtype, hint(self.problem.x.shape[1])
         on_tensor_cores = dtype != torch.float32 or precision(dtype) == "tf32"
-        fused = [name for name in self.names() if name.startswith("fused")]
-        return fused[0] if fused and on_tensor_cores and 0 <= depth <= FUSED_DEPTH else "plain"
+        tiles = tiles_of(self.problem)
+        if not tiles or not on_tensor_cores or not 0 <= depth <= FUSED_DEPTH:
+            return "plain"
+        engine = "narrow" if "narrow" in self._own_engines() else "library"
+        return f"fused/{tiles[0].name}/{engine}"
 
     def run(self, name: str) -> None:
         """Make the call, in training with the backward pass of all gradients."""
@@ -89,9 +100,9 @@ class QuadraticLinearCall:
             self._run_plain(problem)
             return
         strategy = Strategy.parse(name)
-        y, *kept = forward(problem, strategy, self.training)
+        y, kept = forward(problem, strategy, self.training)
         if self.training:
-            backward(problem, y, (kept[0], kept[1]), strategy, _everything(problem))
+            backward(problem, y, kept, strategy, _everything(problem))
 
     def _run_plain(self, problem: Problem) -> None:
         """Use plain torch and the Hadamard kernel, keeping what the branches compute."""

@@ -9,38 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qcompile.triton_kernels.quadratic_linear.activations import activate
+from qcompile.triton_kernels.elementwise.arithmetic import activate
 from qcompile.triton_kernels.quadratic_linear.products import (
-    add_bias,
-    combine,
-    combine_backward,
+    add_biases,
+    combine_branches,
+    load_values,
+    span,
     store_towards,
+    towards_values,
 )
-
-
-@triton.jit
-def load_values(
-    pointer,
-    bias_ptr,
-    row,
-    column,
-    mask,
-    column_mask,
-    value_row,
-    bias_step,
-    has_value: tl.constexpr,
-    has_bias: tl.constexpr,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-):
-    """Return float32 values of one branch, plus its bias; zeros if there is no such branch."""
-    if has_value:
-        offsets = row[:, None] * value_row + column[None, :]
-        value = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
-        value = add_bias(value, bias_ptr, bias_step, column, column_mask, has_bias)
-    else:
-        value = tl.zeros((block_m, block_n), dtype=tl.float32)
-    return value
 
 
 @triton.jit
@@ -60,8 +37,7 @@ def elementwise_kernel(
     second_bias_step,
     added_bias_step,
     y_row,
-    has_first: tl.constexpr,
-    has_second: tl.constexpr,
+    product: tl.constexpr,
     has_added: tl.constexpr,
     has_first_bias: tl.constexpr,
     has_second_bias: tl.constexpr,
@@ -73,53 +49,19 @@ def elementwise_kernel(
 ):
     """Store activation(gate(first) ∘ second + added), [M, N]; y may be where ``added`` is."""
     tiles_n = tl.cdiv(columns, block_n)
-    row = (tl.program_id(0) // tiles_n).to(tl.int64) * block_m + tl.arange(0, block_m)
-    column = (tl.program_id(0) % tiles_n).to(tl.int64) * block_n + tl.arange(0, block_n)
+    row = span(tl.program_id(0) // tiles_n, block_m)
+    column = span(tl.program_id(0) % tiles_n, block_n)
     column_mask = column < columns
     mask = (row < rows)[:, None] & column_mask[None, :]
-    first = load_values(
-        first_ptr,
-        first_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        factors_row,
-        first_bias_step,
-        has_first,
-        has_first_bias,
-        block_m,
-        block_n,
-    )
-    second = load_values(
-        second_ptr,
-        second_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        factors_row,
-        second_bias_step,
-        has_second,
-        has_second_bias,
-        block_m,
-        block_n,
-    )
-    added = load_values(
-        added_ptr,
-        added_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        added_row,
-        added_bias_step,
-        has_added,
-        has_added_bias,
-        block_m,
-        block_n,
-    )
-    value = combine(first, second, added, has_first, has_second, has_added, gate)
+    pointers = (first_ptr, second_ptr, added_ptr)
+    factors_at = row[:, None] * factors_row + column[None, :]
+    added_at = row[:, None] * added_row + column[None, :]
+    values = load_values(pointers, factors_at, added_at, mask, product, has_added)
+    biases = (first_bias_ptr, second_bias_ptr, added_bias_ptr)
+    bias_steps = (first_bias_step, second_bias_step, added_bias_step)
+    has_bias = (has_first_bias, has_second_bias, has_added_bias)
+    values = add_biases(values, biases, bias_steps, column, column_mask, has_bias, False)
+    value = combine_branches(values, product, has_added, gate)
     value = activate(value, activation).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + row[:, None] * y_row + column[None, :], value, mask=mask)
 
@@ -145,8 +87,7 @@ def elementwise_backward_kernel(
     second_bias_step,
     added_bias_step,
     towards_row,
-    has_first: tl.constexpr,
-    has_second: tl.constexpr,
+    product: tl.constexpr,
     has_added: tl.constexpr,
     has_first_bias: tl.constexpr,
     has_second_bias: tl.constexpr,
@@ -165,61 +106,22 @@ def elementwise_backward_kernel(
     reads_added: tl.constexpr = has_added and activation != "none"
     tiles_n = tl.cdiv(columns, block_n)
     tile_m = tl.program_id(0) // tiles_n
-    row = tile_m.to(tl.int64) * block_m + tl.arange(0, block_m)
-    column = (tl.program_id(0) % tiles_n).to(tl.int64) * block_n + tl.arange(0, block_n)
+    row, column = span(tile_m, block_m), span(tl.program_id(0) % tiles_n, block_n)
     column_mask = column < columns
     mask = (row < rows)[:, None] & column_mask[None, :]
-    first = load_values(
-        first_ptr,
-        first_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        factors_row,
-        first_bias_step,
-        has_first,
-        has_first_bias,
-        block_m,
-        block_n,
-    )
-    second = load_values(
-        second_ptr,
-        second_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        factors_row,
-        second_bias_step,
-        has_second,
-        has_second_bias,
-        block_m,
-        block_n,
-    )
-    added = load_values(
-        added_ptr,
-        added_bias_ptr,
-        row,
-        column,
-        mask,
-        column_mask,
-        added_row,
-        added_bias_step,
-        reads_added,
-        has_added_bias,
-        block_m,
-        block_n,
-    )
+    pointers = (first_ptr, second_ptr, added_ptr)
+    factors_at = row[:, None] * factors_row + column[None, :]
+    added_at = row[:, None] * added_row + column[None, :]
+    values = load_values(pointers, factors_at, added_at, mask, product, reads_added)
+    biases = (first_bias_ptr, second_bias_ptr, added_bias_ptr)
+    bias_steps = (first_bias_step, second_bias_step, added_bias_step)
+    has_bias = (has_first_bias, has_second_bias, has_added_bias and reads_added)
+    values = add_biases(values, biases, bias_steps, column, column_mask, has_bias, False)
     grad_ptrs = grad_ptr + row[:, None] * grad_row + column[None, :] * grad_column
     grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
-    towards_first, towards_second, towards_added = combine_backward(
-        grad, first, second, added, has_first, has_second, has_added, gate, activation
-    )
+    towards = towards_values(grad, values, product, has_added, gate, activation)
     store_towards(
-        towards_first,
-        towards_second,
-        towards_added,
+        towards,
         towards_ptr,
         sums_ptr,
         row,
@@ -228,8 +130,7 @@ def elementwise_backward_kernel(
         columns,
         tile_m,
         towards_row,
-        has_first,
-        has_second,
+        product,
         has_added,
         activation != "none",
         has_sums,

@@ -12,26 +12,16 @@ import torch
 import triton
 from torch import Tensor
 
-from qcompile.triton_kernels.quadratic_linear.backward import (
-    towards_input_kernel,
-    towards_kernel,
-    towards_weights_kernel,
-)
+from qcompile.triton_kernels.quadratic_linear.backward import towards_kernel
 from qcompile.triton_kernels.quadratic_linear.elementwise import (
     elementwise_backward_kernel,
     elementwise_kernel,
 )
 from qcompile.triton_kernels.quadratic_linear.forward import forward_kernel
-from qcompile.triton_kernels.quadratic_linear.problem import Problem
-from qcompile.triton_kernels.quadratic_linear.tiles import (
-    GROUP,
-    Tile,
-    input_tile,
-    products,
-    weights_tile,
-)
+from qcompile.triton_kernels.quadratic_linear.problem import Kept, Problem
+from qcompile.triton_kernels.quadratic_linear.tiles import GROUP, Tile, products
 from qcompile.triton_kernels.registration import launch
-from qcompile.triton_kernels.tuning import precision, processors, shared_memory
+from qcompile.triton_kernels.tuning import precision, shared_memory
 
 ELEMENTWISE_ROWS, ELEMENTWISE_COLUMNS, ELEMENTWISE_WARPS = 32, 64, 4
 
@@ -54,15 +44,22 @@ class Towards:
     buffer: Tensor
 
 
-def _tiles(count: int, size: int) -> int:
+def tiles_in(count: int, size: int) -> int:
+    """Return how many tiles cover a dimension."""
     return (count + size - 1) // size
 
 
-def _present(problem: Problem) -> dict[str, bool]:
-    return {f"has_{role}": bool(letter) for role, letter in problem.roles.items()}
+def computed(problem: Problem) -> dict[str, Any]:
+    """Return what is computed, as every kernel is told."""
+    return {
+        "product": problem.product,
+        "has_added": bool(problem.spec.added),
+        "gate": problem.gate,
+        "activation": problem.activation,
+    }
 
 
-def _weights(problem: Problem) -> dict[str, Any]:
+def weights_of(problem: Problem) -> dict[str, Any]:
     """Return pointers and strides of the weights by role; x stands in for those there are not."""
     arguments: dict[str, Any] = {}
     for role, letter in problem.roles.items():
@@ -74,7 +71,8 @@ def _weights(problem: Problem) -> dict[str, Any]:
     return arguments
 
 
-def _biases(problem: Problem) -> dict[str, Any]:
+def biases_of(problem: Problem) -> dict[str, Any]:
+    """Return pointers and strides of the biases by role, and which there are."""
     arguments: dict[str, Any] = {}
     for role, letter in problem.roles.items():
         bias = problem.biases[letter] if letter else None
@@ -97,12 +95,10 @@ def _products(problem: Problem, tile: Tile) -> dict[str, Any]:
         "depth": depth,
         "x_row": x.stride(0),
         "x_column": x.stride(1),
-        **_weights(problem),
-        **_biases(problem),
-        **_present(problem),
+        **weights_of(problem),
+        **biases_of(problem),
+        **computed(problem),
         "squares": problem.spec.squares,
-        "gate": problem.gate,
-        "activation": problem.activation,
         "even": depth % tile.step == 0,
         "precision": precision(x.dtype),
         "upcast": INTERPRETED,
@@ -115,22 +111,30 @@ def _products(problem: Problem, tile: Tile) -> dict[str, Any]:
     }
 
 
-def launch_forward(problem: Problem, tile: Tile) -> Tensor:
-    """Return the layer's output [M, N], computed by one kernel."""
+def launch_forward(problem: Problem, tile: Tile, keep: bool) -> tuple[Tensor, Kept]:
+    """Return the layer's output [M, N], computed by one kernel, and what it keeps if it shall."""
     rows, columns = problem.size
     y = problem.x.new_empty(rows, columns)
-    if y.numel():
-        grid = (_tiles(rows, tile.rows) * _tiles(columns, tile.columns),)
-        launch(
-            forward_kernel,
-            grid,
-            y,
-            y_ptr=y,
-            y_row=columns,
-            y_column=1,
-            **_products(problem, tile),
-        )
-    return y
+    factors = len(set(problem.spec.factors)) if keep else 0
+    keeps_added = keep and bool(problem.spec.added) and problem.activation != "none"
+    kept = Kept(
+        y.new_empty(rows, factors * columns) if factors else None,
+        y.new_empty(rows, columns) if keeps_added else None,
+    )
+    launch(
+        forward_kernel,
+        (tiles_in(rows, tile.rows) * tiles_in(columns, tile.columns),),
+        y,
+        y_ptr=y,
+        y_row=columns,
+        y_column=1,
+        keeps=factors > 0 or keeps_added,
+        factors_ptr=y if kept.factors is None else kept.factors,
+        factors_row=factors * columns,
+        kept_added_ptr=y if kept.added is None else kept.added,
+        **_products(problem, tile),
+    )
+    return y, kept
 
 
 def _split_towards(
@@ -179,11 +183,11 @@ def launch_towards(problem: Problem, grad: Tensor, tile: Tile, has_sums: bool) -
         has_sums: whether the biases' gradients are wanted.
     """
     rows, columns = problem.size
-    row_tiles = _tiles(rows, tile.rows)
+    row_tiles = tiles_in(rows, tile.rows)
     towards, arguments, partial = _split_towards(problem, grad, row_tiles, has_sums)
     launch(
         towards_kernel,
-        (row_tiles * _tiles(columns, tile.columns),),
+        (row_tiles * tiles_in(columns, tile.columns),),
         grad,
         **arguments,
         **_products(problem, tile),
@@ -191,168 +195,67 @@ def launch_towards(problem: Problem, grad: Tensor, tile: Tile, has_sums: bool) -
     return _summed(problem, towards, partial, has_sums)
 
 
-def _elementwise(problem: Problem, factors: Tensor | None, added: Tensor | None) -> dict[str, Any]:
-    rows, columns = problem.size
-    some = problem.x if factors is None else factors
-    has_second = problem.roles["second"] and factors is not None
-    second = some.narrow(1, columns, columns) if has_second else some
+def values_of(problem: Problem, kept: Kept) -> dict[str, Any]:
+    """Return pointers and strides of kept products; others stand in for those there are not."""
+    columns = problem.size[1]
+    some = kept.factors if kept.factors is not None else kept.added
+    some = problem.x if some is None else some
+    pair = problem.product == "pair" and kept.factors is not None
     return {
-        "first_ptr": some,
-        "second_ptr": second,
-        "added_ptr": some if added is None else added,
+        "first": some,
+        "second": some.narrow(1, columns, columns) if pair else some,
+        "added": some if kept.added is None else kept.added,
+        "factors_row": some.stride(0),
+        "added_row": 0 if kept.added is None else kept.added.stride(0),
+    }
+
+
+def _elementwise(problem: Problem, kept: Kept) -> dict[str, Any]:
+    rows, columns = problem.size
+    values = values_of(problem, kept)
+    pointers = {f"{role}_ptr": values.pop(role) for role in problem.roles}
+    return {
+        **pointers,
+        **values,
         "rows": rows,
         "columns": columns,
-        "factors_row": some.stride(0),
-        "added_row": 0 if added is None else added.stride(0),
-        **_biases(problem),
-        **_present(problem),
-        "gate": problem.gate,
-        "activation": problem.activation,
+        **biases_of(problem),
+        **computed(problem),
         "block_m": ELEMENTWISE_ROWS,
         "block_n": ELEMENTWISE_COLUMNS,
         "num_warps": ELEMENTWISE_WARPS,
     }
 
 
-def launch_elementwise(
-    problem: Problem, factors: Tensor | None, added: Tensor | None, y: Tensor
-) -> None:
-    """Write the layer's output to y.
-
-    Args:
-        problem: the layer.
-        factors: products of the first, or of first and second side by side, [M, N] or [M, 2N].
-        added: products of the added branch, [M, N].
-        y: [M, N]; it may be ``added``.
-    """
+def launch_elementwise(problem: Problem, kept: Kept, y: Tensor) -> None:
+    """Write the layer's output to y [M, N], which may be ``kept.added``."""
     rows, columns = problem.size
     launch(
         elementwise_kernel,
-        (_tiles(rows, ELEMENTWISE_ROWS) * _tiles(columns, ELEMENTWISE_COLUMNS),),
+        (tiles_in(rows, ELEMENTWISE_ROWS) * tiles_in(columns, ELEMENTWISE_COLUMNS),),
         y,
         y_ptr=y,
         y_row=y.stride(0),
-        **_elementwise(problem, factors, added),
+        **_elementwise(problem, kept),
     )
 
 
 def launch_elementwise_backward(
-    problem: Problem, grad: Tensor, factors: Tensor | None, added: Tensor | None, has_sums: bool
+    problem: Problem, grad: Tensor, kept: Kept, has_sums: bool
 ) -> Towards:
-    """Return the gradients of the branches' values, read from ``factors`` and ``added``.
+    """Return the gradients of the branches' values, from kept products.
 
-    Arguments are those of :func:`launch_elementwise` and :func:`launch_towards`; ``added`` may be
-    missing where there is no activation.
+    Other arguments are those of :func:`launch_towards`; ``kept.added`` may be missing where there
+    is no activation.
     """
     rows, columns = problem.size
-    row_tiles = _tiles(rows, ELEMENTWISE_ROWS)
+    row_tiles = tiles_in(rows, ELEMENTWISE_ROWS)
     towards, arguments, partial = _split_towards(problem, grad, row_tiles, has_sums)
     launch(
         elementwise_backward_kernel,
-        (row_tiles * _tiles(columns, ELEMENTWISE_COLUMNS),),
+        (row_tiles * tiles_in(columns, ELEMENTWISE_COLUMNS),),
         grad,
         **arguments,
-        **_elementwise(problem, factors, added),
+        **_elementwise(problem, kept),
     )
     return _summed(problem, towards, partial, has_sums)
-
-
-def _towards(problem: Problem, towards: Towards) -> dict[str, Any]:
-    """Return pointers and strides of the gradients of the branches' values."""
-    found = [towards.values.get(letter, towards.buffer) for letter in problem.roles.values()]
-    first, second, added = found
-    return {
-        "towards_first_ptr": first,
-        "towards_second_ptr": second,
-        "towards_added_ptr": added,
-        "towards_row": first.stride(0),
-        "towards_added_row": added.stride(0),
-        "towards_added_column": added.stride(1),
-    }
-
-
-def launch_towards_input(problem: Problem, towards: Towards) -> Tensor:
-    """Return the gradient of x, [M, K]."""
-    x = problem.x
-    (rows, summed), depth = problem.size, x.shape[1]
-    tile = input_tile(x.dtype)
-    dx = x.new_empty(rows, depth)
-    count = products(problem.form)
-    launch(
-        towards_input_kernel,
-        (_tiles(rows, tile.rows) * _tiles(depth, tile.columns),),
-        x,
-        **_towards(problem, towards),
-        **_weights(problem),
-        **_present(problem),
-        x_ptr=x,
-        dx_ptr=dx,
-        rows=rows,
-        columns=depth,
-        depth=summed,
-        x_row=x.stride(0),
-        x_column=x.stride(1),
-        dx_row=depth,
-        squares=problem.spec.squares,
-        even=summed % tile.step == 0,
-        precision=precision(x.dtype),
-        upcast=INTERPRETED,
-        block_m=tile.rows,
-        block_n=tile.columns,
-        block_k=tile.step,
-        group=GROUP,
-        num_warps=tile.warps,
-        num_stages=tile.stages(count, count, x.element_size(), shared_memory(x.device)),
-    )
-    return dx
-
-
-def launch_towards_weights(problem: Problem, towards: Towards, letters: str) -> dict[str, Tensor]:
-    """Return the gradients of the weights of the branches ``letters``, [N, K] each, by letter.
-
-    Few tiles are summed in parts, so that every multiprocessor has work, and the parts are added
-    up in order.
-    """
-    x = problem.x
-    (rows, columns), depth = problem.size, x.shape[1]
-    tile = weights_tile(x.dtype)
-    tiles = _tiles(columns, tile.rows) * _tiles(depth, tile.columns)
-    steps = _tiles(rows, tile.step)
-    parts = max(1, min(steps, 2 * processors(x.device) // tiles))
-    part_rows = _tiles(steps, parts) * tile.step
-    parts = _tiles(rows, part_rows)
-    dtype = x.dtype if parts == 1 else torch.float32
-    # One allocation a branch: what is returned must not share memory.
-    made = {
-        letter: torch.empty((parts, columns, depth), dtype=dtype, device=x.device)
-        for letter in letters
-    }
-    some = made[letters[0]]
-    launch(
-        towards_weights_kernel,
-        (tiles, parts),
-        x,
-        **_towards(problem, towards),
-        **{f"{role}_ptr": made.get(letter, some) for role, letter in problem.roles.items()},
-        **{f"has_{role}": letter in made for role, letter in problem.roles.items()},
-        x_ptr=x,
-        rows=rows,
-        columns=columns,
-        depth=depth,
-        part_rows=part_rows,
-        x_row=x.stride(0),
-        x_column=x.stride(1),
-        part_step=columns * depth,
-        squares=problem.spec.squares,
-        precision=precision(x.dtype),
-        upcast=INTERPRETED,
-        block_n=tile.rows,
-        block_k=tile.columns,
-        block_m=tile.step,
-        group=GROUP,
-        num_warps=tile.warps,
-        num_stages=tile.stages(len(letters), 1, x.element_size(), shared_memory(x.device)),
-    )
-    return {
-        letter: m.squeeze(0) if parts == 1 else m.sum(0).to(x.dtype) for letter, m in made.items()
-    }

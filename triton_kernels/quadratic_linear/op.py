@@ -15,7 +15,7 @@ from qcompile.triton_kernels.hadamard.op import hadamard
 from qcompile.triton_kernels.quadratic_linear.call import FUSED_DEPTH, QuadraticLinearCall
 from qcompile.triton_kernels.quadratic_linear.checks import check_tensors
 from qcompile.triton_kernels.quadratic_linear.forms import checked_form
-from qcompile.triton_kernels.quadratic_linear.problem import Problem
+from qcompile.triton_kernels.quadratic_linear.problem import Kept, Problem
 from qcompile.triton_kernels.quadratic_linear.reference import (
     branch_values,
     by_letter,
@@ -150,8 +150,8 @@ def _parsed(name: str, problem: Problem, training: bool) -> Strategy:
         return Strategy("plain")
     if name == "auto":
         name = dispatcher().choose(QuadraticLinearCall(problem, training), measure=False)
-        # A compiler fuses element-wise operations by itself, but does not merge products.
-        name = "concat" if name == "plain" else name
+        # Plain torch would compute the products again in the backward pass.
+        name = "apart" if name == "plain" else name
     return Strategy.parse(name)
 
 
@@ -192,7 +192,10 @@ def fused_quadratic_linear(
     problem = _problem(
         x, weight_a, weight_b, weight_c, bias_a, bias_b, bias_c, form, gate, activation
     )
-    y, factors, added = forward(problem, _parsed(strategy, problem, keep), keep)
+    y, kept = forward(problem, _parsed(strategy, problem, keep), keep)
+    factors, added = (
+        x.new_empty(0) if tensor is None else tensor for tensor in (kept.factors, kept.added)
+    )
     return y.view(*x.shape[:-1], y.shape[-1]), factors, added
 
 
@@ -220,7 +223,8 @@ def fused_quadratic_linear_backward(
     )
     wanted = [name for name, needed in zip(_NAMES, needs, strict=True) if needed]
     chosen = _parsed(strategy, problem, training=True)
-    found = backward(problem, _rows(grad), (factors, added), chosen, frozenset(wanted))
+    kept = Kept(*(tensor if tensor.dim() == 2 else None for tensor in (factors, added)))
+    found = backward(problem, _rows(grad), kept, chosen, frozenset(wanted))
     return [found[name].view(x.shape) if name == "x" else found[name] for name in wanted]
 
 

@@ -64,6 +64,11 @@ class Problem:
         return {"first": factors[:1], "second": second, "added": added}
 
     @property
+    def product(self) -> str:
+        """What the kernels call the factors: a ``pair``, a ``square`` or ``none``."""
+        return ("none", "square", "pair")[len(set(self.spec.factors))]
+
+    @property
     def stored(self) -> str:
         """Letters of the branches whose gradient is not just that of the output."""
         factors = "".join(dict.fromkeys(self.spec.factors))
@@ -77,3 +82,17 @@ class Problem:
     def options(self) -> tuple[str, str, str]:
         """Return form, gate and activation."""
         return self.form, self.gate, self.activation
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Products that the forward pass has kept, without their biases.
+
+    Args:
+        factors: of the first, or of first and second side by side, [M, N] or [M, 2N]; ``None``
+            where there are no factors.
+        added: of the added branch, [M, N]; ``None`` where it is missing or nobody asks for it.
+    """
+
+    factors: Tensor | None
+    added: Tensor | None

@@ -4,11 +4,16 @@
 name                        what it does
 ==========================  =======================================================================
 ``plain``                   plain torch, a product and an element-wise operation at a time
-``concat``                  library products of concatenated weights, one element-wise kernel; keeps
-                            the products for the backward pass
-``fused/<tile>/own``        one kernel; the backward pass recomputes the products in one kernel, and
-                            has kernels for the gradients of x and of the weights
-``fused/<tile>/library``    likewise, with library products for these gradients
+``apart``                   a library product a branch, one element-wise kernel; keeps the products
+                            for the backward pass
+``concat``                  likewise, with one library product of weights that are copied beside
+                            each other at every call
+``fused/<tile>/library``    one kernel; the backward pass recomputes the products in one kernel, and
+                            leaves the gradients of x and of the weights to library products
+``fused/<tile>/kept``       one kernel, which stores the products, too; the gradients of x and of
+                            the weights are a kernel each, which read them
+``fused/<tile>/narrow``     one kernel; the gradients of x and of the weights are a kernel each,
+                            which recompute the products from whole rows of x, if they are short
 ==========================  =======================================================================
 """
 
@@ -21,7 +26,7 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import ConfigurationError
-from qcompile.triton_kernels.quadratic_linear.problem import Problem
+from qcompile.triton_kernels.quadratic_linear.problem import Kept, Problem
 from qcompile.triton_kernels.quadratic_linear.reference import (
     branch_values,
     combine,
@@ -36,8 +41,7 @@ from qcompile.triton_kernels.quadratic_linear.tiles import (
 )
 from qcompile.triton_kernels.tuning import precision, shared_memory
 
-Kept = tuple[Tensor, Tensor]
-"""Products of the factors [M, N] or [M, 2N], and of the added branch; [0] where not kept."""
+ENGINES = ("library", "kept", "narrow")
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class Strategy:
     """A parsed name; the module's docstring lists them.
 
     Args:
-        kind: ``plain``, ``concat`` or ``fused``.
+        kind: ``plain``, ``apart``, ``concat`` or ``fused``.
         tile: name of the tile of ``fused``.
-        engine: ``own`` or ``library``, for ``fused``.
+        engine: of :data:`ENGINES`, for ``fused``.
     """
 
     kind: str
@@ -62,13 +66,13 @@ class Strategy:
             ConfigurationError: it names no strategy.
         """
         parts = name.split("/")
-        if parts in (["plain"], ["concat"]):
+        if parts in (["plain"], ["apart"], ["concat"]):
             return cls(parts[0])
-        if len(parts) == 3 and parts[0] == "fused" and parts[2] in ("own", "library"):
+        if len(parts) == 3 and parts[0] == "fused" and parts[2] in ENGINES:
             return cls(*parts)
+        engines = ", ".join(f"fused/<tile>/{engine}" for engine in ENGINES)
         raise ConfigurationError(
-            f"quadratic_linear: {name!r} is no strategy. Known: plain, concat, fused/<tile>/own, "
-            f"fused/<tile>/library."
+            f"quadratic_linear: {name!r} is no strategy. Known: plain, apart, concat, {engines}."
         )
 
 
@@ -78,17 +82,16 @@ def tiles_of(problem: Problem) -> tuple[Tile, ...]:
     return product_tiles(problem.form, dtype, shared_memory(device), precision(dtype))
 
 
-def forward(problem: Problem, strategy: Strategy, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: Problem, strategy: Strategy, keep: bool) -> tuple[Tensor, Kept]:
     """Return the layer's output [M, N] and, if ``keep``, what the strategy's backward reads."""
-    nothing = problem.x.new_empty(0)
     if strategy.kind == "plain" or problem.is_empty:
         values = branch_values(problem.x, problem.weights, problem.biases, problem.form)
-        return combine(values, *problem.options()), nothing, problem.x.new_empty(0)
-    if strategy.kind == "concat":
-        return _concatenated(problem, keep)
+        return combine(values, *problem.options()), Kept(None, None)
+    if strategy.kind != "fused":
+        return _by_library(problem, strategy, keep)
     from qcompile.triton_kernels.quadratic_linear.launch import launch_forward
 
-    return launch_forward(problem, _tile(problem, strategy)), nothing, problem.x.new_empty(0)
+    return launch_forward(problem, _tile(problem, strategy), keep and strategy.engine == "kept")
 
 
 def _tile(problem: Problem, strategy: Strategy) -> Tile:
@@ -98,42 +101,48 @@ def _tile(problem: Problem, strategy: Strategy) -> Tile:
     )
 
 
-def _concatenated(problem: Problem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _by_library(problem: Problem, strategy: Strategy, keep: bool) -> tuple[Tensor, Kept]:
     from qcompile.triton_kernels.quadratic_linear.launch import launch_elementwise
 
-    factors, added = _products(problem, keep)
+    products = _products(problem, strategy, keep)
     keeps_added = keep and problem.activation != "none"
+    added = products.added
     reused = added is not None and added.is_contiguous() and not keeps_added
-    y = added if reused else problem.x.new_empty(*problem.size)
-    assert y is not None
-    launch_elementwise(problem, factors, added, y)
-    kept = (factors if keep else None, added if keeps_added else None)
-    first, second = (problem.x.new_empty(0) if t is None else t for t in kept)
-    return y, first, second
+    y = added if reused and added is not None else problem.x.new_empty(*problem.size)
+    launch_elementwise(problem, products, y)
+    factors = products.factors if keep else None
+    return y, Kept(factors, added if keeps_added else None)
 
 
-def _products(problem: Problem, apart: bool) -> tuple[Tensor | None, Tensor | None]:
+def _products(problem: Problem, strategy: Strategy, separate: bool) -> Kept:
     """Return the products of the factors, side by side, and of the added branch.
 
     Args:
         problem: the layer.
-        apart: whether both need memory of their own.
+        strategy: whether they are computed apart.
+        separate: whether both need memory of their own.
     """
     x, weights, spec = problem.x, problem.weights, problem.spec
-    letters = [letter for letter in problem.roles.values() if letter and letter != spec.added]
-    if not spec.added:
-        return _product(x, [weights[letter] for letter in letters]), None
-    if letters and not spec.squares and not apart:
-        every = _product(x, [weights[letter] for letter in (*letters, spec.added)])
+    letters = "".join(dict.fromkeys(spec.factors))
+    if strategy.kind == "apart":
+        rows, columns = problem.size
+        factors = x.new_empty(rows, len(letters) * columns) if letters else None
+        for place, letter in enumerate(letters):
+            assert factors is not None
+            torch.mm(x, weights[letter].t(), out=factors.narrow(1, place * columns, columns))
+    elif letters and spec.added and not spec.squares and not separate:
+        every = _concatenated(x, [weights[letter] for letter in (*letters, spec.added)])
         columns = problem.size[1]
         width = len(letters) * columns
-        return every.narrow(1, 0, width), every.narrow(1, width, columns)
-    added = _product(x * x if spec.squares else x, [weights[spec.added]])
-    factors = _product(x, [weights[letter] for letter in letters]) if letters else None
-    return factors, added
+        return Kept(every.narrow(1, 0, width), every.narrow(1, width, columns))
+    else:
+        factors = _concatenated(x, [weights[letter] for letter in letters]) if letters else None
+    if not spec.added:
+        return Kept(factors, None)
+    return Kept(factors, (x * x if spec.squares else x) @ weights[spec.added].t())
 
 
-def _product(x: Tensor, weights: list[Tensor]) -> Tensor:
+def _concatenated(x: Tensor, weights: list[Tensor]) -> Tensor:
     return x @ (weights[0] if len(weights) == 1 else torch.cat(weights)).t()
 
 
@@ -153,50 +162,88 @@ def backward(
         values = branch_values(problem.x, problem.weights, problem.biases, problem.form)
         found = combine_backward(grad, values, *problem.options())
         return products_backward(found, problem.x, problem.weights, problem.form, needs)
-    from qcompile.triton_kernels.quadratic_linear import launch
-
-    has_sums = any(name.startswith("bias") for name in needs)
-    if not problem.stored:
-        sums = {"a": grad.sum(0)} if has_sums else {}
-        towards = launch.Towards({"a": grad}, sums, grad)
-    elif strategy.kind == "concat":
-        factors, added = _kept_products(problem, kept)
-        towards = launch.launch_elementwise_backward(problem, grad, factors, added, has_sums)
+    if strategy.engine in ("kept", "narrow"):
+        gradients, sums = _by_kernels(problem, grad, kept, strategy, needs)
     else:
-        tile = towards_tile(_tile(problem, strategy), grad.dtype, problem.activation)
-        towards = launch.launch_towards(problem, grad, tile, has_sums)
-    letters = "".join(x for x in problem.spec.letters if f"weight_{x}" in needs)
-    gradients: dict[str, Tensor] = {}
-    if strategy.engine == "own":
-        if "x" in needs:
-            gradients["x"] = launch.launch_towards_input(problem, towards)
-        if letters:
-            found = launch.launch_towards_weights(problem, towards, letters)
-            gradients |= {f"weight_{x}": value for x, value in found.items()}
-    else:
-        if "x" in needs:
-            gradients["x"] = _towards_input(problem, towards)
-        for letter in letters:
-            gradients[f"weight_{letter}"] = _towards_weight(problem, towards.values, letter)
+        gradients, sums = _by_products(problem, grad, kept, strategy, needs)
     for letter in problem.spec.letters:
         if f"bias_{letter}" in needs:
-            gradients[f"bias_{letter}"] = towards.sums[letter].to(grad.dtype, copy=True)
+            gradients[f"bias_{letter}"] = sums[letter].to(grad.dtype, copy=True)
     return gradients
 
 
-def _kept_products(problem: Problem, kept: Kept) -> tuple[Tensor | None, Tensor | None]:
-    factors, added = (tensor if tensor.dim() == 2 else None for tensor in kept)
-    lacks_factors = problem.spec.factors and factors is None
-    lacks_added = problem.spec.added and problem.activation != "none" and added is None
-    return _products(problem, False) if lacks_factors or lacks_added else (factors, added)
+Found = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Gradients by name, and those of the biases by letter, in float32."""
 
 
-def _towards_input(problem: Problem, towards: Any) -> Tensor:
-    """Return the gradient of x [M, K]: one product over the branches that are side by side."""
+def _has_sums(needs: frozenset[str]) -> bool:
+    return any(name.startswith("bias") for name in needs)
+
+
+def _letters(problem: Problem, needs: frozenset[str]) -> str:
+    return "".join(x for x in problem.spec.letters if f"weight_{x}" in needs)
+
+
+def _by_kernels(
+    problem: Problem, grad: Tensor, kept: Kept, strategy: Strategy, needs: frozenset[str]
+) -> Found:
+    from qcompile.triton_kernels.quadratic_linear.launch_gradients import (
+        launch_input_gradient,
+        launch_weight_gradients,
+    )
+
+    read: Kept | None = None
+    if strategy.engine == "kept":
+        read = _complete(problem, kept, strategy)
+    gradients: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    if "x" in needs:
+        gradients["x"] = launch_input_gradient(problem, grad, read)
+    letters, has_sums = _letters(problem, needs), _has_sums(needs)
+    if letters or has_sums:
+        found, sums = launch_weight_gradients(problem, grad, read, letters, has_sums)
+        gradients |= {f"weight_{x}": value for x, value in found.items()}
+    return gradients, sums
+
+
+def _by_products(
+    problem: Problem, grad: Tensor, kept: Kept, strategy: Strategy, needs: frozenset[str]
+) -> Found:
+    from qcompile.triton_kernels.quadratic_linear import launch
+
+    has_sums = _has_sums(needs)
+    if not problem.stored:
+        towards = launch.Towards({"a": grad}, {"a": grad.sum(0)} if has_sums else {}, grad)
+    elif strategy.kind == "fused":
+        tile = towards_tile(_tile(problem, strategy), grad.dtype, problem.activation)
+        towards = launch.launch_towards(problem, grad, tile, has_sums)
+    else:
+        read = _complete(problem, kept, strategy)
+        towards = launch.launch_elementwise_backward(problem, grad, read, has_sums)
+    gradients: dict[str, Tensor] = {}
+    if "x" in needs:
+        gradients["x"] = _towards_input(problem, towards, strategy)
+    for letter in _letters(problem, needs):
+        gradients[f"weight_{letter}"] = _towards_weight(problem, towards.values, letter)
+    return gradients, towards.sums
+
+
+def _complete(problem: Problem, kept: Kept, strategy: Strategy) -> Kept:
+    """Return the products that were kept, or compute them where they were not."""
+    lacks_factors = problem.spec.factors and kept.factors is None
+    lacks_added = problem.spec.added and problem.activation != "none" and kept.added is None
+    return _products(problem, strategy, False) if lacks_factors or lacks_added else kept
+
+
+def _towards_input(problem: Problem, towards: Any, strategy: Strategy) -> Tensor:
+    """Return the gradient of x [M, K]."""
     weights, spec = problem.weights, problem.spec
     beside = [x for x in problem.stored if not (spec.squares and x == spec.added)]
     total = None
-    if beside:
+    if strategy.kind == "apart":
+        for letter in beside:
+            total = _plus(total, towards.values[letter], weights[letter])
+    elif beside:  # one product over the branches that are side by side
         width = len(beside) * problem.size[1]
         stacked = torch.cat([weights[x] for x in beside]) if len(beside) > 1 else weights[beside[0]]
         total = towards.buffer.narrow(1, 0, width) @ stacked
@@ -205,11 +252,15 @@ def _towards_input(problem: Problem, towards: Any) -> Tensor:
         return total
     value, weight = towards.values[spec.added], weights[spec.added]
     if not spec.squares:
-        return value @ weight if total is None else torch.addmm(total, value, weight)
+        return _plus(total, value, weight)
     sent = value @ weight
     if total is None:
         return 2 * problem.x * sent
     return torch.addcmul(total, problem.x, sent, value=2)
+
+
+def _plus(total: Tensor | None, value: Tensor, weight: Tensor) -> Tensor:
+    return value @ weight if total is None else torch.addmm(total, value, weight)
 
 
 def _towards_weight(problem: Problem, values: dict[str, Tensor], letter: str) -> Tensor:

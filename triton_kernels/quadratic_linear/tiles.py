@@ -108,11 +108,58 @@ def towards_tile(tile: Tile, dtype: torch.dtype, activation: str) -> Tile:
     return _SINGLE[-1] if dtype == torch.float32 else _HALF[-1]
 
 
-def input_tile(dtype: torch.dtype) -> Tile:
-    """Return the tile of the gradient of x."""
-    return Tile(128, 64, 32, 8) if dtype != torch.float32 else Tile(64, 64, 32, 8)
+NARROW = 128
+"""Largest K of rows of x that fit a tile, so that products can be recomputed where they serve."""
 
 
-def weights_tile(dtype: torch.dtype) -> Tile:
-    """Return the tile of the weights' gradients."""
-    return Tile(64, 64, 32, 8) if dtype != torch.float32 else Tile(64, 32, 32, 4)
+@dataclass(frozen=True)
+class GradientTile:
+    """A tile of a gradient; the third size is that of a step of the sum.
+
+    Args:
+        rows: of x.
+        columns: outputs of the layer.
+        depth: inputs of the layer.
+        warps: of a program.
+        stages: steps in flight.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def is_narrow(dtype: torch.dtype, depth: int, activation: str) -> bool:
+    """Return whether gradients can be computed from x alone without spills."""
+    return dtype.itemsize == 2 and 0 < depth <= NARROW and activation == "none"
+
+
+def _covering(depth: int, most: int) -> int:
+    return min(most, max(32, 1 << (depth - 1).bit_length()))
+
+
+def input_tile(form: str, dtype: torch.dtype, activation: str, depth: int) -> GradientTile:
+    """Return the tile of the gradient of x; a step takes so many columns.
+
+    What keeps registers busy makes it smaller: derivatives of an activation, a second sum for x∘x.
+    """
+    columns = 32 if activation == "none" else 16
+    if dtype == torch.float32:
+        return GradientTile(64, columns, _covering(depth, 64), 8, 2)
+    rows = 128 if activation == "none" and not FORMS[form].squares else 64
+    return GradientTile(rows, columns, _covering(depth, NARROW), 8, 2)
+
+
+def weights_tile(
+    form: str, dtype: torch.dtype, gate: str, activation: str, depth: int, recomputes: bool
+) -> GradientTile:
+    """Return the tile of the weights' gradients; a step takes so many rows."""
+    if dtype == torch.float32:
+        return GradientTile(32, 64, 32, 8, 2)
+    gated_squares = FORMS[form].squares and gate != "none" and not recomputes
+    if activation != "none" or gated_squares:
+        return GradientTile(16, 64, _covering(depth, 64), 4, 3)
+    rows = 32 if recomputes and gate == "none" else 16
+    return GradientTile(rows, 64, _covering(depth, NARROW), 8, 3 if recomputes else 4)
