@@ -12,6 +12,7 @@ Run() calls of one thread take turns, and each figure is a median. Every call ha
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -121,7 +122,7 @@ def variants(weight: np.ndarray, bias: np.ndarray) -> dict[str, onnxruntime.Infe
         best = source(weight, bias, softmax)
         OutputLayer(min_outputs=1, top_k=K)(best)
         made[name] = session(best, plugin=True)
-    index = build_cells(weight, bias)
+    index = build_cells(weight, bias, cells=math.ceil(10 * math.sqrt(len(weight))))
     made["cells"] = session(top_k_model(weight, bias, K, index, log_sum=True), plugin=True)
     return made
 
