@@ -14,8 +14,8 @@ goes branch by branch and at level 3 writes gradients over recomputed values. Ba
 once a step, so running statistics are those of level 0, bit for bit; where kernels compute them, on
 a GPU, up to rounding.
 
-Convolutions of 3×3 that are recomputed, and their gradients, are computed by Winograd's method where
-:mod:`qcompile.nn.quadratic.winograd` knows them.
+Convolutions of 3×3 that are recomputed, and their gradients, are computed by Winograd's method
+where :mod:`qcompile.nn.quadratic.winograd` knows them.
 
 Sources: QuadraLib (Xu et al., MLSys 2022, section 4.3) for the idea; gradients as in
 ``docs/quadratic.md``.
