@@ -151,7 +151,8 @@ def _kernels() -> Iterator[Kernel]:
                     capabilities=(capability,),
                     wide=True,
                 )
-        for name, function, tile, more in _gradients(form, element, gate, activation):
+        made = [] if exact else _gradients(form, element, gate, activation)
+        for name, function, tile, more in made:
             block = {"block_m": tile.rows, "block_n": tile.columns, "block_k": tile.depth}
             quick = (form, element, functions, "") in QUICK
             yield Kernel(
@@ -160,9 +161,11 @@ def _kernels() -> Iterator[Kernel]:
                 _fitting(function, {**common, **block, **more}),
                 num_warps=tile.warps,
                 num_stages=tile.stages,
-                quick=(90,) if quick and not exact else (),
+                quick=(90,) if quick else (),
                 wide=True,
             )
+        if exact:  # nothing reads what is kept
+            continue
         keeping = next(iter(tiles.product_tiles(form, ELEMENTS[element], SHARED[90], precision)))
         stages = keeping.stages(1, tiles.products(form), ELEMENTS[element].itemsize, SHARED[90])
         yield Kernel(
@@ -174,16 +177,15 @@ def _kernels() -> Iterator[Kernel]:
             capabilities=(90, 100),
             wide=True,
         )
-        if precision == "tf32" or element != "fp32":
-            for name, function in _elementwise():
-                yield Kernel(
-                    f"quadratic_linear/{name}/{text}",
-                    function,
-                    _fitting(function, {**common, **blocks}),
-                    num_warps=launch.ELEMENTWISE_WARPS,
-                    quick=(90,) if (form, element, functions, "") in QUICK else (),
-                    wide=True,
-                )
+        for name, function in _elementwise():
+            yield Kernel(
+                f"quadratic_linear/{name}/{text}",
+                function,
+                _fitting(function, {**common, **blocks}),
+                num_warps=launch.ELEMENTWISE_WARPS,
+                quick=(90,) if (form, element, functions, "") in QUICK else (),
+                wide=True,
+            )
 
 
 KERNELS = list(_kernels())

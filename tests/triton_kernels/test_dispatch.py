@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qcompile.errors import ConfigurationError
 from qcompile.triton_kernels import dispatch
 from qcompile.triton_kernels.dispatch import Choices, Dispatcher, can_measure
+from qcompile.triton_kernels.quadratic_linear import call as quadratic_linear_call
 from qcompile.triton_kernels.quadratic_linear.call import FUSED_DEPTH, QuadraticLinearCall
 from qcompile.triton_kernels.quadratic_linear.forms import FORMS
 from qcompile.triton_kernels.quadratic_linear.problem import Problem
@@ -89,13 +90,15 @@ def test_in_training_only_the_best_tile_is_tried_with_own_products(engine):
     assert chooser.choose(call(training=True)) == best
 
 
-def test_only_short_rows_of_half_precision_are_recomputed_beside_their_gradients():
+def test_only_short_rows_of_half_precision_are_recomputed_beside_their_gradients(monkeypatch):
     def engines(**more):
         names = QuadraticLinearCall(problem(**more), True).names()
         return {name.rpartition("/")[2] for name in names if name.startswith("fused")}
 
     assert engines(depth=NARROW) == {"library", "kept", "narrow"}
     assert engines(depth=NARROW + 1) == {"library", "kept"}
+    assert engines(depth=NARROW, dtype=torch.float32) == {"library"}
+    monkeypatch.setattr(quadratic_linear_call, "precision", lambda dtype: "tf32")
     assert engines(depth=NARROW, dtype=torch.float32) == {"library", "kept"}
     training = QuadraticLinearCall(problem(depth=NARROW), True)
     assert training.rule().endswith("/narrow")

@@ -66,10 +66,16 @@ class QuadraticLinearCall:
         return ["plain", "apart", "concat", *(f"fused/{name}" for name in names)]
 
     def _own_engines(self) -> list[str]:
-        """Return those of kernels for the backward pass of a call."""
+        """Return those of kernels for the backward pass, which spill without tensor cores."""
         problem = self.problem
+        if not self.training or not self._on_tensor_cores():
+            return []
         narrow = is_narrow(problem.dtype, hint(problem.x.shape[1]), problem.activation)
-        return ["kept", "narrow"][: 1 + narrow] if self.training else []
+        return ["kept", "narrow"][: 1 + narrow]
+
+    def _on_tensor_cores(self) -> bool:
+        dtype = self.problem.dtype
+        return dtype != torch.float32 or precision(dtype) == "tf32"
 
     def first(self) -> list[str]:
         """Return those that are measured first: each tile with library products."""
@@ -85,10 +91,8 @@ class QuadraticLinearCall:
 
     def rule(self) -> str:
         """Return a strategy by type, K and activation alone."""
-        dtype, depth = self.problem.dtype, hint(self.problem.x.shape[1])
-        on_tensor_cores = dtype != torch.float32 or precision(dtype) == "tf32"
-        tiles = tiles_of(self.problem)
-        if not tiles or not on_tensor_cores or not 0 <= depth <= FUSED_DEPTH:
+        tiles, depth = tiles_of(self.problem), hint(self.problem.x.shape[1])
+        if not tiles or not self._on_tensor_cores() or not 0 <= depth <= FUSED_DEPTH:
             return "plain"
         engine = "narrow" if "narrow" in self._own_engines() else "library"
         return f"fused/{tiles[0].name}/{engine}"
