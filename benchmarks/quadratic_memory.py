@@ -6,8 +6,10 @@ level recomputes; and AOTAutograd's min-cut partitioner, with torch's kernels an
 
 Peak: each variant in a process of its own; the sum of torch's allocations and releases as its
 profiler records them, on top of parameters, buffers and inputs. The process's own peak stands
-beside it as a check: it counts the interpreter, too. Time: all variants in one process, taking
-turns, medians. Operations: multiply-adds of products and convolutions, times two.
+beside it as a check: it counts the interpreter, too. Time: in processes of their own, too, which
+take turns, since the heap that one variant leaves changes the time of the next; in each, the median
+step after one that warms up, and of those the median. Operations: multiply-adds of products and
+convolutions, times two.
 
     python benchmarks/quadratic_memory.py [--quick] [--parts peak,time] [--json FILE]
 
@@ -46,6 +48,7 @@ MIN_CUT = ("min-cut, torch's kernels", "min-cut, inductor")
 VARIANTS = (*LEVELS, *COMPOSED, *MIN_CUT)
 RIVALS = dict(zip(LEVELS, COMPOSED, strict=True))
 MIB = 1 << 20
+STEPS = 5  # of one process
 
 
 @dataclass
@@ -187,20 +190,26 @@ def measure_peak(variant: str, batch: int, scale: float) -> Row:
     return row
 
 
-def measure_times(rows: dict[str, Row], batch: int, scale: float, rounds: int) -> None:
-    """Time the variants in turns."""
-    steps = {variant: Step(variant, batch, scale) for variant in rows}
-    times: dict[str, list[float]] = {variant: [] for variant in rows}
-    for turn in range(rounds + 1):
-        for variant, step in steps.items():
-            start = time.perf_counter()
-            step()
-            elapsed = time.perf_counter() - start
-            step.model.zero_grad(set_to_none=True)
-            if turn:  # the first warms up
-                times[variant].append(elapsed)
-    for variant, row in rows.items():
-        row.step_ms = round(1e3 * statistics.median(times[variant]), 1)
+def measure_time(variant: str, batch: int, scale: float) -> Row:
+    """Time one variant in this process."""
+    step = Step(variant, batch, scale)
+    times = []
+    for _ in range(STEPS + 1):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+        step.model.zero_grad(set_to_none=True)
+    return Row(variant, batch, step_ms=round(1e3 * statistics.median(times[1:]), 1))
+
+
+def elsewhere(part: str, variant: str, quick: bool) -> Row:
+    """Measure one variant in a process of its own."""
+    command = [sys.executable, __file__, "--parts", part, "--worker", variant]
+    command += ["--quick"] * quick
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row = Row(**json.loads(answer.stdout.splitlines()[-1]))
+    print(f"{variant}: {row.peak_mib} MiB, {row.step_ms} ms", file=sys.stderr)
+    return row
 
 
 def bars(rows: dict[str, Row]) -> list[dict[str, Any]]:
@@ -265,20 +274,21 @@ def main() -> int:
     options = parser.parse_args()
     batch, scale = (8, 1 / 8) if options.quick else (128, 1.0)
     if options.worker:
-        print(json.dumps(vars(measure_peak(options.worker, batch, scale))))
+        measure = measure_peak if options.parts == "peak" else measure_time
+        print(json.dumps(vars(measure(options.worker, batch, scale))))
         return 0
     rows = earlier(options.json if options.parts != "peak,time" else None, batch)
     if "peak" in options.parts:
         for variant, row in rows.items():
-            command = [sys.executable, __file__, "--worker", variant]
-            command += ["--quick"] * options.quick
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            measured = Row(**json.loads(answer.stdout.splitlines()[-1]))
-            measured.step_ms = row.step_ms
-            rows[variant] = measured
-            print(f"{variant}: {measured.peak_mib} MiB", file=sys.stderr)
+            rows[variant] = elsewhere("peak", variant, options.quick)
+            rows[variant].step_ms = row.step_ms
     if "time" in options.parts:
-        measure_times(rows, batch, scale, options.rounds)
+        turns = [
+            {variant: elsewhere("time", variant, options.quick).step_ms for variant in rows}
+            for _ in range(options.rounds)
+        ]
+        for variant, row in rows.items():
+            row.step_ms = statistics.median(turn[variant] for turn in turns)
     comparisons = bars(rows)
     show(rows, comparisons)
     return record(options.json, ["torch"], rows.values(), comparisons)

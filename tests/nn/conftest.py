@@ -5,7 +5,7 @@ import torch
 
 from qcompile import LSH
 from qcompile.nn import LSHLinear
-from qcompile.nn.quadratic import elementwise, hybrid
+from qcompile.nn.quadratic import branches, elementwise
 from qcompile.optim import Adam
 
 SMALL = LSH(tables=8, hashes=2, bucket=16, active=12, negatives=20, rehash=3, rehash_decay=0.2)
@@ -56,4 +56,4 @@ def train(batch):
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small inputs of tests of hybrid back-propagation take several chunks."""
     monkeypatch.setitem(elementwise.CHUNK_ELEMENTS, "cpu", 100)
-    monkeypatch.setitem(hybrid.PART_ELEMENTS, "cpu", 400)
+    monkeypatch.setitem(branches.PART_ELEMENTS, "cpu", 400)

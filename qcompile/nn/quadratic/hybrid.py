@@ -31,22 +31,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 
-from qcompile.nn.quadratic import fused, winograd
+from qcompile.nn.quadratic import fused
+from qcompile.nn.quadratic.branches import (
+    Pairs,
+    branch_gradients,
+    by_winograd,
+    compute_again,
+    compute_branch,
+    winograd_gradients,
+)
 from qcompile.nn.quadratic.elementwise import ElementwiseBackward, Norm
-from qcompile.nn.quadratic.formulas import Term
 from qcompile.nn.quadratic.fused import FusedBackward
 from qcompile.nn.quadratic.plan import OUTER, NormPlan, Plan
-from qcompile.nn.quadratic.products import branch, branch_backward, unpad
-from qcompile.runtime.memory import huge_pages
-
-PART_ELEMENTS = {"cpu": 1 << 20}
-"""Most elements of a part of a batch that is convolved or differentiated at a time; no limit where
-kernels are launched."""
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-Pairs = dict[str, tuple[Any, Any]]
-"""Weight and bias of a branch, or of a batch norm, by letter or slot."""
+from qcompile.nn.quadratic.products import unpad
 
 
 def compute(plan: Plan, x: Tensor, parameters: Sequence[Any], kept: Sequence[Tensor]) -> Any:
@@ -86,58 +83,6 @@ def _without_autocast(x: Tensor) -> Iterator[None]:
         yield
 
 
-def _branch(plan: Plan, letter: str, padded: Tensor, pair: tuple[Any, Any]) -> Any:
-    term = plan.formula.branches[letter].term
-    weight, bias = pair[0].to(plan.dtype), pair[1]
-    bias = None if bias is None else bias.to(plan.dtype)
-    if term is Term.SQUARED_INPUT and padded.dtype != plan.dtype:
-        return branch(
-            Term.FIRST_ORDER, plan.geometry, (padded * padded).to(plan.dtype), weight, bias
-        )
-    source = padded.to(plan.dtype)
-    if plan.geometry is None or type(source) not in _PLAIN or term is Term.BILINEAR:
-        return branch(term, plan.geometry, source, weight, bias)
-    # torch reorders what a convolution takes and returns: of a part that is done in the cache.
-    parts = list(_parts(source.numel() * max(1, len(weight) // source.shape[1]), source))
-    first = branch(term, plan.geometry, source[parts[0]], weight, bias)
-    if len(parts) == 1:
-        return first
-    whole = _grown(first, len(source))
-    whole[parts[0]] = first
-    for rows in parts[1:]:
-        whole[rows] = branch(term, plan.geometry, source[rows], weight, bias)
-    return whole
-
-
-def _again(plan: Plan, padded: Tensor, products: Pairs) -> dict[str, Tensor]:
-    """Compute once more what the backward pass needs; rounding may differ."""
-    source = padded.to(plan.dtype)
-    together = [x for x in plan.needed if _by_winograd(plan, x, source, products[x])]
-    values: dict[str, Tensor] = {}
-    if together and plan.geometry is not None:
-        weights, biases = zip(*(products[letter] for letter in together), strict=True)
-        found = winograd.convolve(plan.geometry, source, weights, biases)
-        values = dict(zip(together, found, strict=True))
-    for letter in plan.needed:
-        if letter not in values:
-            values[letter] = _branch(plan, letter, padded, products[letter])
-    return values
-
-
-def _by_winograd(plan: Plan, letter: str, source: Tensor, pair: tuple[Any, Any]) -> bool:
-    """Return whether a branch is a convolution of the input that Winograd's method computes."""
-    first_order = plan.formula.branches[letter].term is Term.FIRST_ORDER
-    return first_order and winograd.takes(plan.geometry, source, pair[0])
-
-
-def _grown(part: Tensor, batch: int) -> Tensor:
-    """Return room for a batch of what ``part`` is a part of, laid out alike."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(part.dim())
-    kept = part.is_contiguous() or last is None or not part.is_contiguous(memory_format=last)
-    layout = torch.contiguous_format if kept else last
-    return huge_pages(torch.empty(batch, *part.shape[1:], dtype=part.dtype, memory_format=layout))
-
-
 def _pad(plan: Plan, x: Tensor) -> Tensor:
     padded: Tensor = x if plan.geometry is None else plan.geometry.pad_by_mode(x)
     return padded
@@ -169,7 +114,7 @@ def forward(
 
     with _without_autocast(x):
         padded = _pad(plan, x)
-        values = {x: _branch(plan, x, padded, products[x]) for x in plan.letters}
+        values = {x: compute_branch(plan, x, padded, products[x]) for x in plan.letters}
         if fused.takes(plan, x, values):
             return _fused_forward(plan, values, scales, stored)
         if plan.memory == 1:
@@ -251,7 +196,7 @@ def backward(
         padded = _pad(plan, x)
         values = dict(zip(plan.needed, pre, strict=True)) if plan.memory == 1 else {}
         if plan.memory != 1:
-            values = _again(plan, padded, products)
+            values = compute_again(plan, padded, products)
         shape = next((value.shape for value in values.values()), grad.shape)
         elementwise: FusedBackward | ElementwiseBackward
         if fused.takes(plan, x, values, backward=True):
@@ -261,16 +206,16 @@ def backward(
         total: Tensor | None = None
         source = padded.to(plan.dtype)
         for group in elementwise.run(overwrite=plan.memory != 1):
-            together = [x for x in group if _by_winograd(plan, x, source, products[x])]
+            together = [x for x in group if by_winograd(plan, x, source, products[x])]
             if together:
                 own = {x: (products[x][0], group.pop(x), *needed_products[x]) for x in together}
-                total, found = _winograd_gradients(plan, source, own, needs[0], total)
+                total, found = winograd_gradients(plan, source, own, needs[0], total)
                 found_products |= found
                 del own
             while group:
                 letter, towards = group.popitem()
                 needed = (needs[0], *needed_products[letter])
-                total, *rest = _branch_gradients(
+                total, *rest = branch_gradients(
                     plan, letter, (towards, source), products[letter], needed, total
                 )
                 del towards
@@ -286,125 +231,6 @@ def backward(
     }
     gradients = flat(plan, found_products, found_scales)
     return [total, *(_like(g, p) for g, p in zip(gradients, parameters, strict=True))]
-
-
-def _branch_gradients(
-    plan: Plan,
-    letter: str,
-    values: tuple[Tensor, Tensor],
-    pair: tuple[Any, Any],
-    needed: tuple[bool, bool, bool],
-    total: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Differentiate one branch, a part of the batch at a time.
-
-    A convolution reorders what it is given and what it returns; of a part these copies are small.
-
-    Args:
-        plan: what was computed.
-        letter: of the branch.
-        values: gradient of what it computed, and the padded input.
-        pair: its weight and bias.
-        needed: whether the gradients of input, weight and bias are.
-        total: what other branches send towards the input; it is added to.
-
-    Returns:
-        The new total, the gradients of weight and bias.
-    """
-    towards, source = values
-    term = plan.formula.branches[letter].term
-    weight, bias = pair[0].to(plan.dtype), pair[1]
-    parts = (
-        [slice(None)]
-        if term is Term.BILINEAR
-        else list(_parts(max(towards.numel(), source.numel()), source))
-    )
-    sums: list[Tensor | None] = [None, None]
-    first = total is None
-    if first and needed[0] and len(parts) > 1:
-        total = torch.empty_like(source)
-    for rows in parts:
-        seen = source[rows]
-        part, *own = branch_backward(term, plan.geometry, towards[rows], seen, weight, bias, needed)
-        sums = [_sum(*both) for both in zip(sums, own, strict=True)]
-        if part is None:
-            continue
-        sent = _accumulate(None if first or total is None else total[rows], part, seen, term)
-        if len(parts) == 1:
-            total = sent
-        elif first and total is not None:
-            total[rows] = sent
-    return total, sums[0], sums[1]
-
-
-def _winograd_gradients(
-    plan: Plan,
-    source: Tensor,
-    branches: dict[str, tuple[Tensor, Tensor, bool, bool]],
-    needs_input: bool,
-    total: Tensor | None,
-) -> tuple[Tensor | None, Pairs]:
-    """Differentiate convolutions of 3×3 of the input together.
-
-    Args:
-        plan: what was computed.
-        source: the padded input.
-        branches: by letter weight, gradient of what was computed, and whether those of weight and
-            bias are needed.
-        needs_input: whether that of the input is.
-        total: what other branches send towards the input; it is added to.
-
-    Returns:
-        The new total, gradients of weights and biases.
-    """
-    geometry = plan.geometry
-    assert geometry is not None
-    grads = {letter: own[1].contiguous() for letter, own in branches.items()}
-    weights = {letter: own[0] for letter, own in branches.items()}
-    if needs_input:
-        both = (list(grads.values()), source, list(weights.values()))
-        total = winograd.towards_input(geometry, *both, total)
-    of_weight = [letter for letter, own in branches.items() if own[2]]
-    of_weights: dict[str, Tensor] = {}
-    if of_weight:
-        some = ([grads[x] for x in of_weight], source, [weights[x] for x in of_weight])
-        found = winograd.towards_weights(geometry, *some)
-        of_weights = dict(zip(of_weight, found, strict=True))
-    return total, {
-        letter: (of_weights.get(letter), grads[letter].sum((0, 2, 3)) if own[3] else None)
-        for letter, own in branches.items()
-    }
-
-
-def _parts(elements: int, source: Tensor) -> Iterator[slice]:
-    """Divide a batch evenly so that no part has more than :data:`PART_ELEMENTS`.
-
-    Args:
-        elements: of the larger of input and output.
-        source: the input.
-    """
-    batch, limit = len(source), PART_ELEMENTS.get(source.device.type)
-    count = 1 if limit is None else max(1, min(batch, -(-elements // limit)))
-    step = max(1, -(-batch // count))
-    for start in range(0, max(1, batch), step):
-        yield slice(start, start + step)
-
-
-def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """Add up in float32 what comes in half precision."""
-    if total is None or part is None:
-        return part
-    half = total.dtype in (torch.bfloat16, torch.float16)
-    return total.float() + part if half else total.add_(part)
-
-
-def _accumulate(total: Tensor | None, part: Tensor, source: Tensor, term: Term) -> Tensor:
-    """Add what one branch sends towards x; ``part`` is free to be overwritten."""
-    if term is Term.SQUARED_INPUT:
-        if total is None:
-            return part.mul_(source).mul_(2)
-        return total.addcmul_(part, source, value=2)
-    return part if total is None else total.add_(part)
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -431,7 +257,8 @@ def _differentiable(
     with _without_autocast(x):
         padded = _pad(plan, x)
         values = {
-            letter: _branch(plan, letter, padded, products[letter]) for letter in plan.letters
+            letter: compute_branch(plan, letter, padded, products[letter])
+            for letter in plan.letters
         }
         values = {x: normalise(x, v) if x in fixed else v for x, v in values.items()}
         y = plan.formula.combine(values)
