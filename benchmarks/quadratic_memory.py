@@ -48,7 +48,7 @@ MIN_CUT = ("min-cut, torch's kernels", "min-cut, inductor")
 VARIANTS = (*LEVELS, *COMPOSED, *MIN_CUT)
 RIVALS = dict(zip(LEVELS, COMPOSED, strict=True))
 MIB = 1 << 20
-STEPS = 5  # of one process
+STEPS = 3  # of one process
 
 
 @dataclass
