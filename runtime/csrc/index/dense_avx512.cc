@@ -34,7 +34,7 @@ QC_AVX512 inline float dot(const float* w, const float* x, int64_t depth) {
   return pairwise_sum(sums);
 }
 
-// One row after the other: several at once are read from memory at a third of the speed.
+// One row after the other: some machines read several at once at a third of the speed.
 QC_AVX512 void rows(const Dense& dense, const float* x, int64_t begin, int64_t end, float* scores) {
   for (int64_t row = begin; row < end; ++row) {
     scores[row - begin] = dot(dense.weight + row * dense.depth, x, dense.depth) + dense.bias[row];

@@ -8,8 +8,8 @@
 namespace qcompile {
 namespace {
 
-// What is asked of memory ahead of the values that are multiplied, line after line: four blocks
-// side by side are read at half the speed.
+// What is asked of memory ahead of the values that are multiplied, line after line: some machines
+// read four blocks side by side at half the speed.
 constexpr int64_t kAhead = 8192;
 
 QC_AVX512 inline __m512i broadcast(const int8_t* x) {
